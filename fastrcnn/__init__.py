@@ -1,0 +1,28 @@
+"""Fast R-CNN (Girshick 2015) on PyTorch: train, evaluate, detect.
+
+import fastrcnn
+found = fastrcnn.load("model.safetensors").detect("street.jpg")
+for name, score, box in zip(found.names, found.scores, found.boxes):
+    print(name, score, box)
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fastrcnn.detect.detector import Detector
+
+
+def load(weights: "str | Path", device: str = "auto", precision: str | None = None) -> "Detector":
+    """A detector from a weights file, which is all it needs.
+
+    `precision` (float32 or bfloat16) overrides the one of training. Raises FastRCNNError for a file that is not whole or
+    not a weights file, and a device that is not there.
+    """
+    from fastrcnn.detect.detector import Detector
+    from fastrcnn.device import choose_device
+    from fastrcnn.model.weights import load_model
+
+    model, config = load_model(weights, precision)
+    return Detector(model, config, choose_device(device))

@@ -1,0 +1,38 @@
+"""A run's data: the images of its data sets, joined, each with its proposals."""
+
+from collections import ChainMap
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fastrcnn.config import Config, DataSetConfig
+from fastrcnn.data.annotations import ImageRecord, Problem, read_data_sets, twice
+from fastrcnn.data.proposals import open_proposals
+from fastrcnn.errors import FastRCNNError
+
+
+def open_data(
+    datasets: list[DataSetConfig], config: Config, training: bool = False, problems: list[Problem] | None = None
+) -> tuple[list[ImageRecord], Mapping[str, np.ndarray]]:
+    """Read all annotations and open all proposals (image id -> float32 [P, 4], image pixels).
+
+    `training` and `problems` are those of read_data_sets.
+
+    Raises FastRCNNError for what read_data_sets and open_proposals refuse, and for an image in two of the sets.
+    """
+    records: dict[str, ImageRecord] = {}
+    stores = []
+    for dataset in datasets:
+        new = read_data_sets([dataset], config.data, config.classes, training, problems)
+        for record in new:
+            if record.id in records:
+                raise FastRCNNError(str(twice(record, records[record.id].path)))
+            records[record.id] = record
+        if not dataset.proposals:
+            raise FastRCNNError(
+                f"{dataset.root} {dataset.split}: has no proposals; set `proposals` of the data set to a file, and make "
+                "it with tools/proposals.py"
+            )
+        stores.append(open_proposals(Path(dataset.proposals), new, config.proposals))
+    return list(records.values()), ChainMap(*stores)

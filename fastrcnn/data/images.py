@@ -1,0 +1,156 @@
+"""Pictures: size from the header, decoding to upright RGB, and the scaling that the network's input gets.
+
+Pillow reads everything, so that one library decides about truncation, colour and EXIF for training and detection alike.
+The EXIF orientation is applied in every function here: sizes and pixels are those of the upright picture, and boxes are
+taken to be drawn on it, as labelling tools show it.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from fastrcnn.errors import FastRCNNError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # compare with Path.suffix.lower()
+
+# Named, because Pillow's other readers include some that start programs (EPS).
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+
+# EXIF tag 274 says how the stored picture must be turned to stand upright; 1 is upright already.
+ORIENTATION = 274
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) in pixels of the upright picture, from the header only.
+
+    Raises FastRCNNError naming the file when it is missing, not a picture, or a decompression bomb.
+    """
+    with _reading(path), Path(path).open("rb") as file:
+        image = Image.open(file, formats=FORMATS)
+        width, height = image.size
+        return (height, width) if orientation(image) >= 5 else (width, height)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """The upright picture as RGB, uint8 [H, W, 3].
+
+    Grey is repeated, CMYK converted, 16 bits become the upper 8, and alpha is dropped, as cv2.imread in the original
+    does. Raises FastRCNNError naming the file when it is missing, not a picture, cut short, or a decompression bomb.
+    """
+    with _reading(path):
+        data = Path(path).read_bytes()
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        turn = UPRIGHT.get(orientation(image))
+        _check_end(data)
+        image.load()
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = image.convert("RGB")
+        return np.array(image if turn is None else image.transpose(turn))
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8 of an opened, not yet decoded picture; 1 when absent or damaged.
+
+    From the header only: Image.getexif would decode a whole PNG to look behind its pixels.
+    """
+    data = image.info.get("exif")
+    if not data:
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(data)
+        value = exif.get(ORIENTATION)
+        return value if value in UPRIGHT else 1
+    except Exception:  # damaged EXIF raises anything from struct.error to TypeError, and says nothing of the pixels
+        return 1
+
+
+def _check_end(data: bytes) -> None:
+    """The end marker of a JPEG or PNG must be there: raises ValueError if not.
+
+    Pillow finds a file that stops early, but not one whose tail a download never filled in: zeros decode as grey.
+    """
+    if data.startswith(b"\xff\xd8"):
+        end, at = b"\xff\xd9", 2  # walk to the start of scan, over the EXIF thumbnail, which has markers of its own
+        while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+            at += 1 if data[at + 1 : at + 2] == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    elif data.startswith(b"\x89PNG"):
+        end, at = b"IEND", 0
+    else:
+        return
+    if data.find(end, at) < 0:
+        raise ValueError("it is cut short: its end marker is missing")
+
+
+@contextlib.contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Turn whatever a decoder raises on wrong bytes into a FastRCNNError that names the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except FileNotFoundError:
+        raise FastRCNNError(f"{path}: no such image; restore it or leave it out of the list") from None
+    except (PermissionError, IsADirectoryError) as e:
+        raise FastRCNNError(f"{path}: cannot be read: {e.strerror}; check its permissions") from None
+    except Image.UnidentifiedImageError:
+        raise FastRCNNError(f"{path}: is not a picture of a known kind; save it as JPEG or PNG") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise FastRCNNError(
+            f"{path}: has more than {Image.MAX_IMAGE_PIXELS} pixels, which is refused as a decompression bomb; scale it"
+        ) from None
+    except Exception as e:  # Pillow's decoders raise anything from SyntaxError to struct.error
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise FastRCNNError(f"{path}: cannot be decoded: {reason}; fetch it again or leave it out") from e
+
+
+def image_scale(width: int, height: int, short_side: int, long_side: int) -> float:
+    """Scaled pixels per image pixel: the short side becomes `short_side` unless the long one would exceed `long_side`.
+
+    (fast-rcnn lib/utils/blob.py, prep_im_for_blob)
+    """
+    scale = short_side / min(width, height)
+    if round(scale * max(width, height)) > long_side:
+        scale = long_side / max(width, height)
+    return scale
+
+
+def prepare_image(
+    image: np.ndarray, scale: float, mean: Sequence[float], deviation: Sequence[float], flip: bool = False
+) -> torch.Tensor:
+    """The network's input, float32 [3, h, w] in scaled pixels, from RGB uint8 [H, W, 3].
+
+    Mirrored left to right if `flip`, normalised with `mean` and `deviation` (RGB, in units of pixel values 0..255), and
+    only then resized, in float32, by one scalar factor with linear interpolation (fast-rcnn lib/utils/blob.py and
+    lib/roi_data_layer/minibatch.py). In memory the tensor lies as [h, w, 3], the channels_last layout of convolutions.
+    """
+    if flip:
+        image = cv2.flip(image, 1)
+    # 256 values a channel: as a table, subtracting and dividing cost one look-up a pixel.
+    table = (np.arange(256)[:, None] - np.asarray(mean, np.float64)) / np.asarray(deviation, np.float64)
+    normalised = cv2.LUT(image, table.astype(np.float32)[None])
+    height, width = image.shape[:2]
+    if min(round(width * scale), round(height * scale)) < 1:  # thinner than a scaled pixel: keep one
+        size = (max(round(width * scale), 1), max(round(height * scale), 1))
+        resized = cv2.resize(normalised, size, interpolation=cv2.INTER_LINEAR)
+    else:
+        resized = cv2.resize(normalised, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(resized).permute(2, 0, 1)

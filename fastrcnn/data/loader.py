@@ -1,0 +1,126 @@
+"""From the plan of an iteration to its tensors: decode, scale, flip, draw RoIs. Workers only carry the plan out."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fastrcnn import boxes as box_ops
+from fastrcnn.config import Config
+from fastrcnn.data.annotations import ImageRecord
+from fastrcnn.data.images import image_scale, prepare_image, read_image
+from fastrcnn.data.sampling import plan_batch, sample_rois
+from fastrcnn.errors import FastRCNNError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One mini-batch. RoIs stand in the order of the images; R_i of them belong to image i."""
+
+    iteration: int
+    ids: list[str]
+    images: list[Tensor]  # N of [3, H, W] float32, normalised, scaled and flipped
+    scales: list[float]  # scaled pixels per image pixel
+    rois: list[Tensor]  # N of [R_i, 4], image pixels of the flipped image
+    labels: Tensor  # [R] int64, 0 is background
+    bbox_targets: Tensor  # [R, 4], not normalised
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device; copies do not wait when the memory is pinned."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        images, rois = [move(image) for image in self.images], [move(boxes) for boxes in self.rois]
+        return Batch(self.iteration, self.ids, images, self.scales, rois, move(self.labels), move(self.bbox_targets))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory; DataLoader calls this for CUDA."""
+        images, rois = [image.pin_memory() for image in self.images], [boxes.pin_memory() for boxes in self.rois]
+        return Batch(
+            self.iteration,
+            self.ids,
+            images,
+            self.scales,
+            rois,
+            self.labels.pin_memory(),
+            self.bbox_targets.pin_memory(),
+        )
+
+
+class BatchDataset(Dataset):
+    """Item i is the batch of iteration i, or the FastRCNNError that stood in its way: raised in a worker, it would arrive
+    wrapped in the worker's traceback."""
+
+    def __init__(
+        self,
+        records: list[ImageRecord],
+        proposals: Mapping[str, np.ndarray],
+        config: Config,
+        mean: tuple[float, float, float],
+        deviation: tuple[float, float, float],
+    ):
+        self.records, self.proposals, self.config = records, proposals, config
+        self.mean, self.deviation = mean, deviation
+
+    def __getitem__(self, iteration: int) -> Batch | FastRCNNError:
+        try:
+            return self._batch(iteration)
+        except FastRCNNError as e:
+            return e
+
+    def _batch(self, iteration: int) -> Batch:
+        config, image_config = self.config, self.config.image
+        planned = plan_batch(config.seed, iteration, len(self.records), image_config, config.sampling.images_per_batch)
+        images, scales, drawn = [], [], []
+        for plan in planned:
+            record = self.records[plan.index]
+            scale = image_scale(record.width, record.height, plan.short_side, image_config.train_long_side)
+            pixels = read_image(record.path)
+            if pixels.shape[:2] != (record.height, record.width):
+                raise FastRCNNError(f"{record.path}: has changed since training started; start again")
+            images.append(prepare_image(pixels, scale, self.mean, self.deviation, plan.flip))
+            scales.append(scale)
+            proposals, gt_boxes = (torch.from_numpy(b) for b in (self.proposals[record.id], record.boxes))
+            if plan.flip:
+                proposals, gt_boxes = (box_ops.flip(b, record.width) for b in (proposals, gt_boxes))
+            rng = np.random.default_rng(plan.roi_seed)
+            drawn.append(sample_rois(proposals, gt_boxes, torch.from_numpy(record.classes), config.sampling, rng))
+        return Batch(
+            iteration,
+            [self.records[plan.index].id for plan in planned],
+            images,
+            scales,
+            [d.boxes for d in drawn],
+            torch.cat([d.labels for d in drawn]),
+            torch.cat([d.bbox_targets for d in drawn]),
+        )
+
+
+def batches(dataset: BatchDataset, start: int, stop: int, workers: int, pin_memory: bool) -> Iterator[Batch]:
+    """The batches of iterations start to stop - 1, in order; raises the FastRCNNError of one that cannot be made."""
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+    )
+    for batch in loader:
+        if isinstance(batch, FastRCNNError):
+            raise batch
+        yield batch
+
+
+def _start_worker(_: int) -> None:
+    """A worker uses one thread, and leaves Ctrl-C to the training process, which stops it in order."""
+    import signal
+
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

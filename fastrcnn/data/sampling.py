@@ -1,0 +1,141 @@
+"""Which images, then which RoIs: the image-centric mini-batches of section 2.3.
+
+The batch of iteration i is a pure function of (seed, i). Nothing here keeps state, so resuming is starting at i, and
+the number of loader processes changes no batch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastrcnn import boxes as box_ops
+from fastrcnn.boxes import TargetStatistics
+from fastrcnn.config import ImageConfig, SamplingConfig
+from fastrcnn.data.annotations import ImageRecord
+
+# What a random number is for; keeps the streams of one seed apart.
+EPOCH_ORDER, ROIS, DROPOUT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """One image of one batch: its index among the records, mirrored or not, short side in pixels, seed of its RoIs."""
+
+    index: int
+    flip: bool
+    short_side: int
+    roi_seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RoIs:
+    """What one image gives to a batch: boxes [R_i, 4] image pixels, labels [R_i] int64, bbox_targets [R_i, 4]."""
+
+    boxes: Tensor
+    labels: Tensor
+    bbox_targets: Tensor
+
+
+def plan_batch(seed: int, iteration: int, images: int, image: ImageConfig, images_per_batch: int) -> list[PlannedImage]:
+    """The images of one iteration (counted from 0) out of `images` records.
+
+    The set is doubled by flips; an epoch is floor(set / N) iterations over its own permutation (fast-rcnn
+    lib/roi_data_layer/layer.py permutes and reshuffles when fewer than N are left).
+    """
+    entries = images * (2 if image.flip else 1)
+    per_epoch = max(entries // images_per_batch, 1)
+    epoch, step = divmod(iteration, per_epoch)
+    order = np.random.default_rng((seed, EPOCH_ORDER, epoch)).permutation(entries)
+    chosen = np.resize(order, max(entries, images_per_batch))[step * images_per_batch :][:images_per_batch]
+    planned = []
+    for position, entry in enumerate(chosen.tolist()):
+        roi_seed = (seed, ROIS, iteration, position)
+        side = np.random.default_rng((*roi_seed, 1)).choice(image.train_short_side)
+        planned.append(PlannedImage(entry % images, entry >= images, int(side), roi_seed))
+    return planned
+
+
+def dropout_seed(seed: int, iteration: int) -> int:
+    """The seed of the dropout masks of one iteration, a 63-bit number."""
+    return int(np.random.default_rng((seed, DROPOUT, iteration)).integers(2**63))
+
+
+def sample_rois(
+    proposals: Tensor,
+    gt_boxes: Tensor,
+    gt_classes: Tensor,
+    config: SamplingConfig,
+    rng: np.random.Generator,
+) -> RoIs:
+    """Draw one image's share of the mini-batch, without replacement (fast-rcnn lib/roi_data_layer/minibatch.py).
+
+    proposals [P, 4], gt_boxes [G, 4] in unscaled image pixels, gt_classes [G]. The objects themselves are among the
+    RoIs. At most R / N RoIs: up to a quarter foreground (IoU >= 0.5 with some object), the rest background (IoU in
+    [0.1, 0.5)); fewer when there are not enough. An image without objects gives background from all its proposals.
+    """
+    rois = torch.cat((gt_boxes, proposals))
+    per_image = config.rois_per_batch // config.images_per_batch
+    foreground = torch.zeros(0, dtype=torch.int64)
+    if len(gt_boxes):
+        overlap, nearest = box_ops.iou(rois, gt_boxes).max(dim=1)
+        low, high = config.background_iou
+        foreground = torch.nonzero(overlap >= config.foreground_iou).squeeze(1)
+        background = torch.nonzero((overlap >= low) & (overlap < high)).squeeze(1)
+    else:
+        background = torch.arange(len(rois))
+    wanted = round(config.foreground_fraction * per_image)
+    foreground = _choose(foreground, wanted, rng)
+    background = _choose(background, per_image - len(foreground), rng)
+
+    chosen = rois[torch.cat((foreground, background))]
+    labels = torch.zeros(len(chosen), dtype=torch.int64)
+    bbox_targets = torch.zeros(len(chosen), 4)
+    if len(foreground):
+        objects = nearest[foreground]
+        labels[: len(foreground)] = gt_classes[objects]
+        bbox_targets[: len(foreground)] = box_ops.encode(rois[foreground], gt_boxes[objects])
+    return RoIs(chosen, labels, bbox_targets)
+
+
+def _choose(candidates: Tensor, wanted: int, rng: np.random.Generator) -> Tensor:
+    if len(candidates) <= wanted:
+        return candidates
+    return candidates[torch.from_numpy(rng.permutation(len(candidates))[:wanted])]
+
+
+MIN_DEVIATION = 0.01  # ours: a class with one foreground RoI has deviation 0, which would divide its targets by nothing
+
+
+def target_statistics(
+    records: list[ImageRecord], proposals: Mapping[str, np.ndarray], num_classes: int, foreground_iou: float, flip: bool
+) -> TargetStatistics:
+    """Statistics over all RoIs with IoU >= foreground_iou, objects and flipped images included.
+
+    As add_bbox_regression_targets in fast-rcnn lib/roi_data_layer/roidb.py: population variance E[x^2] - E[x]^2 per
+    class. A flip changes the sign of dx alone, so the mirrored half of the set need not be visited.
+    """
+    count = torch.zeros(num_classes, 1, dtype=torch.float64)
+    total = torch.zeros(num_classes, 4, dtype=torch.float64)
+    squares = torch.zeros(num_classes, 4, dtype=torch.float64)
+    for record in tqdm(records, desc="target statistics", unit="image", leave=False, mininterval=1):
+        if not len(record.boxes):
+            continue
+        gt_boxes, gt_classes = torch.from_numpy(record.boxes), torch.from_numpy(record.classes)
+        rois = torch.cat((gt_boxes, torch.from_numpy(proposals[record.id])))
+        overlap, nearest = box_ops.iou(rois, gt_boxes).max(dim=1)
+        foreground = overlap >= foreground_iou
+        targets = box_ops.encode(rois[foreground], gt_boxes[nearest[foreground]]).double()
+        labels = gt_classes[nearest[foreground]]
+        count.index_add_(0, labels, torch.ones(len(labels), 1, dtype=torch.float64))
+        total.index_add_(0, labels, targets)
+        squares.index_add_(0, labels, targets.square())
+    if flip:
+        total[:, 0] = 0
+    mean = total / count.clamp(min=1)
+    variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
+    deviation = torch.where(count > 0, variance.sqrt().clamp(min=MIN_DEVIATION), torch.ones_like(mean))
+    return TargetStatistics(mean.float(), deviation.float())

@@ -1,0 +1,108 @@
+"""From a picture to named boxes: proposals, features, RoI pooling, fully connected layers, decoding, NMS (section 3)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastrcnn import boxes as box_ops
+from fastrcnn.config import Config
+from fastrcnn.data.images import image_scale, prepare_image, read_image
+from fastrcnn.data.selective_search import selective_search
+from fastrcnn.detect.nms import select_detections
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.roi_features import pool_for_inference, project
+
+CHUNK = 500  # RoIs that are pooled and classified at a time: their features take 50 MB in float32
+CANONICAL_AREA = 224**2  # scaled pixels; a RoI is looked at in the scale that brings it nearest (section 3.3, SPPnet)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best first."""
+
+    boxes: np.ndarray  # float32 [D, 4], image pixels, half open
+    classes: np.ndarray  # int64 [D], in 1..K-1
+    scores: np.ndarray  # float32 [D], softmax probabilities
+    names: list[str]  # D class names
+
+
+class Detector:
+    """A trained network at work. Weights are converted to its precision once, here; the model becomes the detector's."""
+
+    def __init__(self, model: FastRCNN, config: Config, device: torch.device):
+        self.config, self.device = config, device
+        self.model = model.to(device).eval().requires_grad_(False)
+        if model.precision == "bfloat16":
+            for part in (model.backbone, model.fc6, model.fc7):
+                part.to(torch.bfloat16)
+
+    @torch.inference_mode()
+    def detect(
+        self, image: str | Path | np.ndarray, proposals: np.ndarray | None = None, image_id: str | None = None
+    ) -> Detections:
+        """Find objects in a picture: a file, or upright RGB pixels uint8 [H, W, 3].
+
+        proposals [P, 4] are in image pixels, half open; without them, selective search finds its own (seconds), its
+        random order seeded by image_id. Raises FastRCNNError for a file that is no picture and pixels or proposals of
+        another form.
+        """
+        if isinstance(image, str | Path):
+            image_id = image_id or Path(image).stem
+            image = read_image(image)
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise FastRCNNError(f"image: is {image.dtype} {list(image.shape)}; give uint8 [H, W, 3], RGB")
+        if proposals is None:
+            search = self.config.proposals
+            proposals = selective_search(image, image_id or "", search.method, search.max_per_image, search.min_size)
+        proposals = np.asarray(proposals, np.float32)
+        if proposals.ndim != 2 or proposals.shape[1] != 4 or not np.isfinite(proposals).all():
+            raise FastRCNNError(f"proposals: are {list(proposals.shape)}; give finite numbers [P, 4]")
+        rois = torch.from_numpy(proposals[: self.config.proposals.max_per_image]).to(self.device)
+        if not bool(box_ops.nonempty(rois).all()):
+            raise FastRCNNError("proposals: some have no width or height; leave them out")
+
+        scores, boxes = self.classify(image, rois)
+        test = self.config.test
+        kept = select_detections(scores, boxes, test.score_threshold, test.nms_iou, test.max_detections)
+        boxes, classes, scores = (part.cpu().numpy() for part in kept)
+        return Detections(boxes, classes, scores, [self.config.classes[c - 1] for c in classes])
+
+    @torch.inference_mode()
+    def classify(self, image: np.ndarray, rois: Tensor) -> tuple[Tensor, Tensor]:
+        """Every RoI's probabilities and boxes: pixels uint8 [H, W, 3], rois [R, 4] image pixels ->
+        scores [R, K], boxes [R, K, 4] image pixels, clipped to the image; both float32."""
+        height, width = image.shape[:2]
+        settings = self.config.image
+        scales = [image_scale(width, height, side, settings.test_long_side) for side in settings.test_short_side]
+        level = nearest_scale(rois, scales)
+        scores = rois.new_zeros(len(rois), self.model.num_classes)
+        deltas = rois.new_zeros(len(rois), 4 * self.model.num_classes)
+        for index, scale in enumerate(scales):
+            chosen = (level == index).nonzero().squeeze(1)
+            if len(chosen):
+                scores[chosen], deltas[chosen] = self._one_scale(image, rois[chosen], scale)
+        boxes = box_ops.clip(box_ops.decode(rois, deltas), width, height)
+        return scores.softmax(dim=1), boxes
+
+    def _one_scale(self, image: np.ndarray, rois: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Raw scores [R, K] and deltas [R, 4 * K] of RoIs looked at in one scale."""
+        model, normalisation = self.model, self.model.normalisation
+        pixels = prepare_image(image, scale, normalisation.mean, normalisation.deviation).to(self.device)
+        features = model.features([pixels])[0]
+        parts = []
+        for chunk in project(rois, scale).split(CHUNK):
+            pooled = pool_for_inference(features, chunk, model.config.pool_size, 1 / model.stride)
+            parts.append(model.siblings(model.fully_connected(pooled.flatten(1))))
+        scores, deltas = zip(*parts, strict=True)
+        return torch.cat(scores), torch.cat(deltas)
+
+
+def nearest_scale(rois: Tensor, scales: list[float]) -> Tensor:
+    """The index of the scale that brings each RoI's area nearest 224^2, [R, 4] image pixels -> [R] int64; the first of
+    equals (fast-rcnn lib/fast_rcnn/test.py, _project_im_rois)."""
+    squares = rois.new_tensor(scales).square()
+    return (box_ops.area(rois)[:, None] * squares - CANONICAL_AREA).abs().argmin(dim=1)

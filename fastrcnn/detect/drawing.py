@@ -1,0 +1,171 @@
+"""Pictures for the eye: detections drawn on images, sheets of many images, image files.
+
+Images are uint8 RGB [H, W, 3]; boxes are half open, in image pixels.
+"""
+
+import colorsys
+import contextlib
+import functools
+import math
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import atomic_write
+
+MIN_SIDE = 400  # pixels; a smaller image is enlarged, or its labels would hide it
+CELL_SIDE = 480  # longest side of a contact sheet's cell, pixels
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+PixelBox = tuple[int, int, int, int]  # first and last column and row as Pillow takes them: x1, y1, x2, y2, all inside
+
+
+def draw_detections(image: np.ndarray, boxes: np.ndarray, labels: Sequence[str], scores: np.ndarray) -> np.ndarray:
+    """A copy of the image with D boxes [D, 4] and labels such as `dog 0.97`; the best score lies on top.
+
+    `labels` are the D class names: each name has its own colour, the same in every picture. An image whose longer side
+    is below 400 pixels comes back enlarged by a whole factor. Raises ValueError where the lengths differ.
+    """
+    boxes, scores = np.asarray(boxes, dtype=np.float64).reshape(-1, 4), np.asarray(scores, dtype=np.float64)
+    if not len(boxes) == len(labels) == len(scores):
+        raise ValueError(f"{len(boxes)} boxes, {len(labels)} labels and {len(scores)} scores must be equally many")
+    height, width = image.shape[:2]
+    factor = math.ceil(MIN_SIDE / max(height, width))
+    picture = Image.fromarray(image).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(picture)
+    side = math.sqrt(picture.width * picture.height)
+    line, text_size = max(2, round(side / 200)), max(12, round(side / 32))
+
+    best_first = np.argsort(-scores, kind="stable").tolist()
+    frames = _pixel_boxes(boxes * factor, *picture.size)
+    placed: list[tuple[PixelBox, str, ImageFont.FreeTypeFont, tuple[int, int, int]]] = []
+    for i in best_first:
+        text = f"{_one_line(labels[i])} {scores[i]:.2f}"
+        font = _fitting_font(text, text_size, picture.width)
+        place = _label_place(frames[i], _text_size(text, font), picture.size, [other[0] for other in placed])
+        placed.append((place, text, font, class_colour(labels[i])))
+    for i in reversed(best_first):
+        draw.rectangle(frames[i], outline=class_colour(labels[i]), width=line)
+    for place, text, font, colour in reversed(placed):
+        draw.rectangle(place, fill=colour)
+        draw.text((place[0] + _padding(font), place[1]), text, font=font, fill=_ink(colour), anchor="la")
+    return np.asarray(picture)
+
+
+def contact_sheet(images: Sequence[np.ndarray], columns: int, titles: Sequence[str] | None = None) -> np.ndarray:
+    """All images in equal cells, row by row, each as large as its cell lets it be; with a title below each if given.
+
+    A cell is as wide as the widest and as high as the highest image, at most 480 pixels each. Raises ValueError
+    without images or columns, and for another number of titles than of images.
+    """
+    if not images or columns < 1 or (titles is not None and len(titles) != len(images)):
+        raise ValueError(f"{len(images)} images in {columns} columns with titles {titles} make no sheet")
+    gap, caption = 8, 0 if titles is None else 24
+    width = min(CELL_SIDE, max(image.shape[1] for image in images))
+    height = min(CELL_SIDE, max(image.shape[0] for image in images))
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    size = (columns * (width + gap) + gap, rows * (height + caption + gap) + gap)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, image in enumerate(images):
+        x = gap + i % columns * (width + gap)
+        y = gap + i // columns * (height + caption + gap)
+        sheet.paste(ImageOps.pad(Image.fromarray(image), (width, height), color="white"), (x, y))
+        if titles is not None:
+            text = _one_line(titles[i])
+            font = _fitting_font(text, 16, width)
+            draw.text((x + width / 2, y + height + caption / 2), text, font=font, fill="black", anchor="mm")
+    return np.asarray(sheet)
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write a PNG or JPEG file (by the name's ending) atomically. Raises FastRCNNError for another ending."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise FastRCNNError(f"{path}: images are written as {', '.join(FORMATS)}; choose a name with such an ending")
+    with atomic_write(path) as file:
+        Image.fromarray(image).save(file, FORMATS[path.suffix.lower()], quality=92)
+
+
+def class_colour(name: str) -> tuple[int, int, int]:
+    """The RGB colour of a class, from its name alone."""
+    number = zlib.crc32(name.encode(errors="replace")) * 1758391127 % 2**32  # the factor keeps VOC's 20 classes apart
+    hue, saturation, value = number % 360 / 360, (1.0, 0.55)[number // 360 % 2], (1.0, 0.7)[number // 720 % 2]
+    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
+    return red, green, blue
+
+
+def _ink(colour: tuple[int, int, int]) -> str:
+    """Black or white, whichever is read more easily on `colour` (luma of ITU-R BT.601)."""
+    return "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 128 else "white"
+
+
+def _pixel_boxes(boxes: np.ndarray, width: int, height: int) -> list[PixelBox]:
+    """Half-open boxes [D, 4] as first and last pixels, at least one pixel large and inside the image."""
+    last = np.array([width - 1, height - 1])
+    first = np.clip(np.round(boxes[:, :2]), 0, last)
+    end = np.clip(np.round(boxes[:, 2:]) - 1, first, last)
+    return [tuple(box) for box in np.concatenate((first, end), axis=1).astype(int).tolist()]
+
+
+def _label_place(frame: PixelBox, size: tuple[int, int], image: tuple[int, int], taken: list[PixelBox]) -> PixelBox:
+    """Where a label of `size` (width, height) goes: above, in or below its box, in the image, off others if it can."""
+    width, height = size
+    x = max(0, min(frame[0], image[0] - width))
+    tops = [frame[1] - height, frame[1], frame[3] + 1, frame[3] + 1 - height]
+    inside = [y for y in tops if 0 <= y <= image[1] - height] or [0]
+    places = [(x, y, x + width - 1, y + height - 1) for y in inside]
+    return next((p for p in places if not any(_meet(p, other) for other in taken)), places[0])
+
+
+def _meet(a: PixelBox, b: PixelBox) -> bool:
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _padding(font: ImageFont.FreeTypeFont) -> int:
+    return max(1, round(font.size / 4))
+
+
+def _text_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
+    return math.ceil(font.getlength(text)) + 2 * _padding(font), sum(font.getmetrics())
+
+
+def _fitting_font(text: str, size: int, width: int) -> ImageFont.FreeTypeFont:
+    """A font that has the text's characters, at most `size` pixels high, smaller if the text is wider than `width`."""
+    file = _font_file(frozenset(text))
+    font = ImageFont.truetype(file, size)
+    while _text_size(text, font)[0] > width and font.size > 1:
+        font = ImageFont.truetype(file, font.size - 1)
+    return font
+
+
+@functools.cache
+def _font_file(characters: frozenset[str]) -> str:
+    """The font that comes with matplotlib, or, for characters it lacks, the first on this system that has them all.
+
+    Where no font has them, they are drawn as empty frames.
+    """
+    own = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    if _has_characters(own, characters):
+        return own
+    from matplotlib.font_manager import findSystemFonts  # here, since its import looks through all fonts
+
+    return next((file for file in sorted(findSystemFonts()) if _has_characters(file, characters)), own)
+
+
+def _has_characters(file: str, characters: frozenset[str]) -> bool:
+    with contextlib.suppress(RuntimeError, OSError):  # a font that cannot be read
+        font = FT2Font(file)
+        return font.scalable and font.get_charmap().keys() >= {ord(c) for c in characters}
+    return False

@@ -1,0 +1,101 @@
+"""The detector on files and folders: pictures with boxes drawn in, and one JSON file of all that was found."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from fastrcnn.data.images import SUFFIXES, read_image
+from fastrcnn.data.proposals import read_proposals
+from fastrcnn.detect.detector import Detections, Detector
+from fastrcnn.detect.drawing import draw_detections, write_image
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import write_json
+
+log = logging.getLogger(__name__)
+
+JSON_NAME = "detections.json"
+
+
+def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
+    """The pictures named, and those in the folders named, by name. Raises FastRCNNError for a path without any."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise FastRCNNError(f"{path}: holds no pictures ({', '.join(SUFFIXES)})")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise FastRCNNError(f"{path}: no such picture or folder")
+    return list(dict.fromkeys(found))
+
+
+def detect_pictures(
+    detector: Detector,
+    paths: Sequence[str | Path],
+    output: str | Path,
+    draw_score: float = 0.5,
+    proposals: str | Path | None = None,
+) -> list[str]:
+    """Detect in every picture; draw what scores at least draw_score to output/<name>.jpg, and write
+    output/detections.json with everything above the score threshold of the weights.
+
+    `proposals` is a file of them by image id (the picture's name without suffix). A picture that cannot be read is
+    reported and passed over. Returns a line for each picture. Raises FastRCNNError when none could be read.
+    """
+    pictures, output = find_pictures(paths), Path(output)
+    store = read_proposals(proposals, []) if proposals else None
+    names = _output_names(pictures)
+    results, lines, failed = [], [], 0
+    for picture in tqdm(pictures, "detecting", unit="image"):
+        try:
+            pixels = read_image(picture)
+            if store is not None and picture.stem not in store:
+                raise FastRCNNError(
+                    f"{picture}: {proposals} has no proposals of {picture.stem}; make them, or leave it out"
+                )
+            found = detector.detect(pixels, store[picture.stem] if store is not None else None, picture.stem)
+        except FastRCNNError as e:
+            log.error("%s", e)
+            failed += 1
+            continue
+        shown = found.scores >= draw_score
+        labels = [name for name, show in zip(found.names, shown, strict=True) if show]
+        drawn = output / names[picture]
+        write_image(drawn, draw_detections(pixels, found.boxes[shown], labels, found.scores[shown]))
+        results.append(_as_json(picture, pixels, found))
+        lines.append(f"{drawn}: {_summary(labels)}")
+    if failed == len(pictures):
+        raise FastRCNNError(f"{pictures[0]}: none of the {failed} pictures could be used; see the messages above")
+    header = {"format": "xyxy", "origin": 0, "end": "exclusive", "classes": detector.config.classes}
+    write_json(output / JSON_NAME, {**header, "images": results})
+    return [*lines, f"{output / JSON_NAME}: all detections of {len(results)} pictures"]
+
+
+def _output_names(pictures: list[Path]) -> dict[Path, str]:
+    """A name for each drawn picture; those of one stem keep their suffix or a number, so that none is overwritten."""
+    names: dict[Path, str] = {}
+    for picture in pictures:
+        name, number = f"{picture.stem}.jpg", 1
+        while name in names.values():
+            number += 1
+            name = f"{picture.stem}_{number}.jpg"
+        names[picture] = name
+    return names
+
+
+def _as_json(picture: Path, pixels: np.ndarray, found: Detections) -> dict:
+    height, width = pixels.shape[:2]
+    rows = zip(found.names, found.scores.tolist(), found.boxes.tolist(), strict=True)
+    detections = [{"class": name, "score": score, "box": box} for name, score, box in rows]
+    return {"file": str(picture), "width": width, "height": height, "detections": detections}
+
+
+def _summary(labels: list[str]) -> str:
+    counts = {name: labels.count(name) for name in dict.fromkeys(labels)}
+    return ", ".join(f"{n} {name}" for name, n in counts.items()) or "nothing above the score"

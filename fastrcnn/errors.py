@@ -1,0 +1,5 @@
+"""The one exception that wrong input raises: its message names the file, the object and the remedy."""
+
+
+class FastRCNNError(Exception):
+    """Something the user can mend: a bad file, box, key or setting. The tools print it as one sentence."""

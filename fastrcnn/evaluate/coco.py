@@ -1,0 +1,68 @@
+"""The same detections scored by pycocotools: AP at IoU 0.5 to 0.95, as in section 5.6 of the paper.
+
+COCO has no difficult objects; they become `iscrowd`, which is likewise neither right nor wrong. Two things differ from
+VOC: a detection may match its second-best object when the best is taken, and it counts as lying on a crowd by the share
+of its own area that the crowd covers, not by IoU. Half-open boxes are COCO's (x, y, width, height) without any +1.
+"""
+
+import contextlib
+import io
+import logging
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from fastrcnn.evaluate.voc import Detections, GroundTruth
+
+log = logging.getLogger(__name__)
+
+# The first six of COCOeval.stats for boxes, by their names in COCO's papers; sizes as in fastrcnn.evaluate.recall.
+NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+
+
+def evaluate_coco(detections: Detections, ground_truth: GroundTruth, class_count: int) -> dict[str, float]:
+    """AP, AP50, AP75, AP_small, AP_medium and AP_large, means over the classes that have objects; NaN where none has.
+
+    class_count is K; COCO looks at the best 100 detections of an image and class. What pycocotools prints is logged
+    at level DEBUG.
+    """
+    images = np.union1d(detections.images, ground_truth.images).tolist()
+    objects = _annotations(ground_truth, iscrowd=ground_truth.difficult.astype(int))
+    found = _annotations(detections, iscrowd=np.zeros(len(detections.scores), int), score=detections.scores)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        scoring = COCOeval(_coco(images, class_count, objects), _coco(images, class_count, found), "bbox")
+        scoring.evaluate()
+        scoring.accumulate()
+        scoring.summarize()
+    log.debug("%s", printed.getvalue())
+    # pycocotools says -1 for a mean over nothing.
+    return {
+        name: float(value) if value >= 0 else float("nan") for name, value in zip(NAMES, scoring.stats, strict=False)
+    }
+
+
+def _annotations(rows: Detections | GroundTruth, **columns: np.ndarray) -> list[dict]:
+    """The rows as COCO's dictionaries. Their ids start at 1: pycocotools takes a match with id 0 for none."""
+    sizes = rows.boxes[:, 2:].astype(np.float64) - rows.boxes[:, :2]
+    columns = {
+        "id": np.arange(1, len(sizes) + 1),
+        "image_id": rows.images,
+        "category_id": rows.classes,
+        "bbox": np.concatenate((rows.boxes[:, :2], sizes), axis=1),
+        "area": sizes.prod(axis=1),
+        **columns,
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in values]
+
+
+def _coco(images: list[int], class_count: int, annotations: list[dict]) -> COCO:
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": i} for i in images],
+        "categories": [{"id": k} for k in range(1, class_count)],
+        "annotations": annotations,
+    }
+    coco.createIndex()
+    return coco

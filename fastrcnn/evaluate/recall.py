@@ -1,0 +1,80 @@
+"""How many objects the proposals cover: the ceil above every detector that uses them.
+
+An object is covered at a threshold when one proposal has that IoU with it. Difficult objects are left out, as in
+average precision; how many there are is told apart.
+
+Shapes: G objects, P proposals, K classes with background, T thresholds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastrcnn.boxes import area, iou
+from fastrcnn.data.annotations import ImageRecord
+
+# Areas in square image pixels: the bounds of COCO's small, medium and large objects (pycocotools, Params.areaRng).
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}
+
+
+class SupportsProposals(Protocol):
+    """A dictionary of arrays, or fastrcnn.data.proposals.Proposals."""
+
+    def __getitem__(self, image_id: str) -> NDArray: ...
+
+
+@dataclass(frozen=True)
+class Recall:
+    """The best proposal of every object that is not difficult, [G], and what follows from it."""
+
+    thresholds: tuple[float, ...]  # T
+    best_iou: NDArray[np.float64]  # [G]
+    classes: NDArray[np.int64]  # [G]
+    areas: NDArray[np.float64]  # [G], square image pixels
+    difficult: int  # objects left out
+
+    def overall(self) -> NDArray[np.float64]:
+        """[T] shares of covered objects; NaN without objects."""
+        return self._of(np.ones(len(self.best_iou), dtype=bool))
+
+    def by_class(self, class_count: int) -> NDArray[np.float64]:
+        """[K, T]; NaN for a class without objects."""
+        return np.array([self._of(self.classes == k) for k in range(class_count)])
+
+    def by_size(self) -> dict[str, NDArray[np.float64]]:
+        """`small`, `medium`, `large` -> [T]; NaN for a size without objects."""
+        return {name: self._of(self.of_size(name)) for name in SIZES}
+
+    def of_size(self, name: str) -> NDArray[np.bool_]:
+        """Which objects are `small`, `medium` or `large`, [G]."""
+        low, high = SIZES[name]
+        return (self.areas >= low) & (self.areas < high)
+
+    def _of(self, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+        if not chosen.any():
+            return np.full(len(self.thresholds), np.nan)
+        return np.array([(self.best_iou[chosen] >= threshold).mean() for threshold in self.thresholds])
+
+
+def proposal_recall(
+    proposals: SupportsProposals, records: Sequence[ImageRecord], thresholds: Sequence[float] = (0.5, 0.7)
+) -> Recall:
+    """Recall of the objects of `records` by proposals[image id] -> [P, 4] (image pixels, half open).
+
+    Raises whatever `proposals` raises for an image that it does not have.
+    """
+    best, classes, areas = [np.empty(0)], [np.empty(0, dtype=np.int64)], [np.empty(0)]
+    for record in records:
+        kept = ~record.difficult
+        # float64: whole pixels then give the exact quotient's nearest number, and IoU 0.5 is 0.5
+        objects = torch.from_numpy(record.boxes[kept].astype(np.float64))
+        rows = torch.from_numpy(np.asarray(proposals[record.id], dtype=np.float64))
+        best.append(iou(rows, objects).amax(dim=0).numpy() if len(rows) else np.zeros(len(objects)))
+        classes.append(record.classes[kept])
+        areas.append(area(objects).numpy())
+    difficult = sum(int(record.difficult.sum()) for record in records)
+    return Recall(tuple(thresholds), np.concatenate(best), np.concatenate(classes), np.concatenate(areas), difficult)

@@ -1,0 +1,131 @@
+"""Files that are whole or not there: atomic writes, locks that die with their process, checked safetensors."""
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from fastrcnn.errors import FastRCNNError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METADATA_KEY = "fastrcnn"
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file that appears under `path` only once it is complete and on the disk.
+
+    Writes a temporary file in the same folder, fsyncs it, and renames it. Whatever goes wrong, the file that stood at
+    `path` before stays. Raises FastRCNNError for a full disk or a folder that cannot be written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        os.fchmod(handle, 0o666 & ~_umask())
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        temporary = None
+        _fsync_folder(path.parent)
+    except OSError as e:
+        raise FastRCNNError(
+            f"{path}: cannot be written: {e.strerror or e}; free space or choose another folder. "
+            "What was there before is unchanged"
+        ) from e
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _fsync_folder(folder: Path) -> None:
+    """A rename survives a power cut only when its folder is on the disk too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write JSON atomically. Raises FastRCNNError as atomic_write does."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=1).encode())
+
+
+def write_tensors(path: str | Path, tensors: dict[str, "Tensor"], metadata: dict[str, Any]) -> None:
+    """Write a safetensors file atomically; `metadata` is JSON under the key `fastrcnn`.
+
+    Raises FastRCNNError as atomic_write does.
+    """
+    import safetensors.torch
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = safetensors.torch.save(contiguous, {METADATA_KEY: json.dumps(metadata)})
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """All tensors of a safetensors file, and the metadata that write_tensors gave it ({} for another's file).
+
+    Raises FastRCNNError for a file that is missing, cut short, not safetensors, or holds numbers that are not finite.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise FastRCNNError(f"{path}: no such file") from None
+    except (OSError, SafetensorError, ValueError, RecursionError) as e:
+        raise FastRCNNError(
+            f"{path}: is not a whole safetensors file ({' '.join(str(e).split())}); make or fetch it again"
+        ) from None
+    if not isinstance(metadata, dict):
+        raise FastRCNNError(f"{path}: its metadata is not a mapping; make the file again")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise FastRCNNError(f"{path}: {name} holds numbers that are not finite; the file is of no use")
+    return tensors, metadata
+
+
+@contextlib.contextmanager
+def lock(path: str | Path, what: str) -> Iterator[None]:
+    """Hold `path` as a lock file; the system drops it when the process dies. `what` names the thing in the error.
+
+    Raises FastRCNNError when another process holds it.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as e:
+        raise FastRCNNError(f"{path}: cannot be written: {e.strerror}; choose another folder") from e
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise FastRCNNError(f"{path}: {what} is in use by another process; wait for it or choose another") from None
+    try:
+        yield
+    finally:
+        os.close(handle)

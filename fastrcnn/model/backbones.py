@@ -1,0 +1,82 @@
+"""The convolutional part: image in, feature map out.
+
+A backbone is an nn.Sequential whose layers carry the names of the paper (conv1_1, relu1_1, pool1, ...), so that
+`freeze_up_to: conv2_2` says what it means. All pooling rounds up (ceil_mode), as Caffe does: a 600 x 800 image gives
+38 x 50 cells. Rounding down, torchvision's way, loses the row that boxes on the bottom edge fall into.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from torch import nn
+from torchvision.models import vgg
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What is subtracted from the pixels (RGB, 0..255), and what they are then divided by. Travels with the weights."""
+
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+
+
+NORMALISATIONS = {
+    "caffe": Normalisation((122.7717, 115.9465, 102.9801), (1.0, 1.0, 1.0)),  # PIXEL_MEANS, in RGB order
+    "torchvision": Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),  # ImageNet's, times 255
+}
+STRIDES = {"vgg16": 16, "tiny": 8}  # image pixels per feature cell
+
+
+def vgg16() -> nn.Sequential:
+    """VGG16 up to relu5_3 (Simonyan and Zisserman 2014, configuration D): [N, 3, H, W] -> [N, 512, H/16, W/16]."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    stage, index = 1, 0
+    for layer in list(vgg.make_layers(vgg.cfgs["D"]))[:-1]:  # RoI pooling takes the place of pool5
+        if isinstance(layer, nn.Conv2d):
+            index += 1
+            layers[f"conv{stage}_{index}"] = layer
+        elif isinstance(layer, nn.ReLU):
+            layers[f"relu{stage}_{index}"] = layer
+        else:
+            layers[f"pool{stage}"] = nn.MaxPool2d(2, 2, ceil_mode=True)
+            stage, index = stage + 1, 0
+    return nn.Sequential(layers)
+
+
+def tiny() -> nn.Sequential:
+    """Five convolutions that learn from scratch in minutes: [N, 3, H, W] -> [N, 128, H/8, W/8]. Ours, for the demo."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels = 3
+    for name, width in (("1_1", 24), ("2_1", 48), ("3_1", 96), ("4_1", 128), ("4_2", 128)):
+        convolution = nn.Conv2d(channels, width, 3, padding=1)
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        nn.init.zeros_(convolution.bias)
+        layers[f"conv{name}"], layers[f"relu{name}"] = convolution, nn.ReLU(inplace=True)
+        if int(name[0]) < 4:
+            layers[f"pool{name[0]}"] = nn.MaxPool2d(2, 2, ceil_mode=True)
+        channels = width
+    return nn.Sequential(layers)
+
+
+BUILDERS = {"vgg16": vgg16, "tiny": tiny}
+
+
+def output_channels(backbone: nn.Sequential) -> int:
+    """Channels of the feature map."""
+    return [layer for layer in backbone if isinstance(layer, nn.Conv2d)][-1].out_channels
+
+
+def frozen_depth(backbone: nn.Sequential, freeze_up_to: str) -> int:
+    """How many leading layers keep their weights: those up to `freeze_up_to` and what follows it without weights.
+
+    Raises KeyError with the valid names when there is no such layer.
+    """
+    if not freeze_up_to:
+        return 0
+    names = [name for name, _ in backbone.named_children()]
+    if freeze_up_to not in names:
+        raise KeyError(", ".join(names))
+    depth = names.index(freeze_up_to) + 1
+    while depth < len(backbone) and not isinstance(backbone[depth], nn.Conv2d):
+        depth += 1
+    return depth

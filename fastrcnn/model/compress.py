@@ -1,0 +1,67 @@
+"""Truncated SVD of the fully connected layers (section 3.1), as tools/compress_net.py of the original code."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.model.fast_rcnn import factors
+from fastrcnn.model.weights import load_model, write_model
+
+
+@torch.no_grad()
+def truncated_svd(layer: nn.Linear, rank: int) -> nn.Sequential:
+    """The best approximation of a layer by two of the given rank: W = U diag(s) V, the bias stays with U.
+
+    Raises FastRCNNError for a rank that is not between 1 and the smaller side of the layer.
+    """
+    limit = min(layer.weight.shape)
+    if not 1 <= rank <= limit:
+        raise FastRCNNError(f"rank {rank}: this layer is {layer.out_features} x {layer.in_features}; give 1 to {limit}")
+    U, s, V = torch.linalg.svd(layer.weight, full_matrices=False)
+    result = factors(layer, rank)
+    result.V.weight.copy_(s[:rank, None] * V[:rank])
+    result.U.weight.copy_(U[:, :rank])
+    result.U.bias.copy_(layer.bias)
+    return result
+
+
+def parameters(layer: nn.Module) -> int:
+    """How many numbers a layer holds."""
+    return sum(p.numel() for p in layer.parameters())
+
+
+def multiplications(layer: nn.Module) -> int:
+    """Multiply-adds for one RoI in a fully connected layer or its two factors."""
+    return sum(part.weight.numel() for part in layer.modules() if isinstance(part, nn.Linear))
+
+
+ROIS = 2000  # an image's proposals, for which the arithmetic is told
+
+
+def compress_weights(source: str | Path, target: str | Path, ranks: dict[str, int]) -> list[str]:
+    """Write a weights file with fc6 and fc7 compressed to `ranks` ({"fc6": 1024, "fc7": 256}; 0 leaves a layer).
+
+    Returns a table of parameters and arithmetic before and after, as lines. Raises FastRCNNError for a file that is no
+    weights file or is compressed already, and for ranks that do not fit.
+    """
+    model, config = load_model(source)
+    lines = [f"layer  rank  parameters before      after  GFLOP at {ROIS} RoIs before   after"]
+    for name, rank in ranks.items():
+        layer = getattr(model, name)
+        if not isinstance(layer, nn.Linear):
+            raise FastRCNNError(f"{source}: {name} is compressed already; compress the weights of tools/train.py")
+        try:
+            smaller = truncated_svd(layer, rank) if rank else layer
+        except FastRCNNError as e:
+            raise FastRCNNError(f"{source}: {name}: {e}") from None
+        setattr(model, name, smaller)
+        before, after = (2e-9 * ROIS * multiplications(part) for part in (layer, smaller))
+        lines.append(
+            f"{name:<5} {rank or 'all':>5} {parameters(layer):>18,} {parameters(smaller):>10,}"
+            f" {before:>29.1f} {after:>7.1f}"
+        )
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "feature_scale"}
+    write_model(target, tensors, config, model.normalisation, feature_scale=1.0)
+    return [*lines, f"wrote {target}"]

@@ -1,0 +1,157 @@
+"""Fast R-CNN (Girshick 2015, figure 1): feature map, RoI pooling, fc6, fc7, and two sibling layers.
+
+Shapes: N images, R RoIs in the batch, K classes with background, C channels, h w feature map, P bins a side.
+"""
+
+import contextlib
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastrcnn.config import ModelConfig
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.model import backbones
+from fastrcnn.model.roi_features import project, roi_pool
+
+
+class FastRCNN(nn.Module):
+    """The network. Forward is for training; detection calls its parts (fastrcnn/detect/detector.py)."""
+
+    def __init__(self, config: ModelConfig, num_classes: int, precision: str = "float32"):
+        """Random weights: num_classes is K; precision applies to convolutions, fc6 and fc7 only.
+
+        Raises FastRCNNError for a freeze_up_to that the backbone does not have.
+        """
+        super().__init__()
+        self.config, self.num_classes, self.precision = config, num_classes, precision
+        self.normalisation = backbones.NORMALISATIONS["torchvision"]
+        self.backbone = backbones.BUILDERS[config.backbone]()
+        self.stride = backbones.STRIDES[config.backbone]
+        try:
+            self.frozen_depth = backbones.frozen_depth(self.backbone, config.freeze_up_to)
+        except KeyError as e:
+            raise FastRCNNError(
+                f"model.freeze_up_to: {config.backbone} has no layer {config.freeze_up_to!r}; it has {e.args[0]}"
+            ) from None
+        for layer in self.backbone[: self.frozen_depth]:
+            layer.requires_grad_(False)
+
+        pooled = backbones.output_channels(self.backbone) * config.pool_size**2
+        self.fc6 = nn.Linear(pooled, config.fc_width)
+        self.fc7 = nn.Linear(config.fc_width, config.fc_width)
+        self.cls_score = nn.Linear(config.fc_width, num_classes)
+        self.bbox_pred = nn.Linear(config.fc_width, 4 * num_classes)
+        for layer in (self.fc6, self.fc7):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.normal_(self.cls_score.weight, std=0.01)  # this and the next: models/VGG16/train.prototxt
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        for layer in (self.fc6, self.fc7, self.cls_score, self.bbox_pred):
+            nn.init.zeros_(layer.bias)
+        # One constant that pooled features are multiplied by; scaled_start sets it, saving folds it into fc6.
+        self.register_buffer("feature_scale", torch.ones(()))
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def device(self) -> torch.device:
+        return self.cls_score.weight.device
+
+    def _reduced_precision(self) -> contextlib.AbstractContextManager:
+        enabled = self.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def frozen_features(self, image: Tensor) -> Tensor:
+        """The layers that never change: image [3, H, W] -> their output [c, h', w'], without gradient.
+
+        One image a call, so that the numbers do not depend on the company an image has in its batch.
+        """
+        with torch.no_grad(), self._reduced_precision():
+            maps = image[None].contiguous(memory_format=torch.channels_last)
+            for layer in self.backbone[: self.frozen_depth]:
+                maps = layer(maps)
+            return maps[0]
+
+    def trained_features(self, maps: list[Tensor]) -> list[Tensor]:
+        """The layers that learn: N outputs of frozen_features -> N feature maps [C, h, w].
+
+        Images of equal size share a call; none is padded, so that no feature is computed from padding.
+        """
+        layers = self.backbone[self.frozen_depth :]
+        if not len(layers):
+            return maps
+        result: list[Tensor] = [maps[0]] * len(maps)
+        with self._reduced_precision():
+            for shape in dict.fromkeys(m.shape for m in maps):
+                same = [i for i, m in enumerate(maps) if m.shape == shape]
+                stacked = torch.stack([maps[i] for i in same]).contiguous(memory_format=torch.channels_last)
+                for i, output in zip(same, layers(stacked), strict=True):
+                    result[i] = output
+        return result
+
+    def features(self, images: list[Tensor]) -> list[Tensor]:
+        """N normalised images [3, H, W], sizes may differ -> N feature maps [C, h, w]."""
+        return self.trained_features([self.frozen_features(image) for image in images])
+
+    def fully_connected(self, pooled: Tensor, dropout_seed: int | None = None) -> Tensor:
+        """fc6 and fc7: pooled features [R, C * P * P] -> [R, fc_width] float32.
+
+        With a seed, dropout masks are drawn from it (training); without, there is no dropout.
+        """
+        generator = None
+        if dropout_seed is not None and self.config.dropout > 0:
+            generator = torch.Generator(pooled.device).manual_seed(dropout_seed)
+        with self._reduced_precision():
+            x = pooled * self.feature_scale
+            for layer in (self.fc6, self.fc7):
+                x = F.relu(layer(x), inplace=True)
+                if generator is not None:
+                    x = dropout(x, self.config.dropout, generator)
+        return x.float()
+
+    def siblings(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two output layers, always float32: [R, fc_width] -> scores [R, K], normalised deltas [R, 4 * K]."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.cls_score(x), self.bbox_pred(x)
+
+    def forward(
+        self, maps: list[Tensor], rois: list[Tensor], scales: list[float], dropout_seed: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """N outputs of frozen_features and each image's RoIs ([R_i, 4] image pixels; scale of the image) ->
+        scores [R, K] and normalised deltas [R, 4 * K], RoIs in the order of the images."""
+        projected = [project(boxes, scale) for boxes, scale in zip(rois, scales, strict=True)]
+        pooled = roi_pool(self.trained_features(maps), projected, self.config.pool_size, 1 / self.stride)
+        return self.siblings(self.fully_connected(pooled.flatten(1), dropout_seed))
+
+
+def factors(layer: nn.Linear, rank: int) -> nn.Sequential:
+    """Two layers in place of one [out, in]: V [rank, in] without bias, U [out, rank] with it; weights still random."""
+    V = nn.Linear(layer.in_features, rank, bias=False, device=layer.weight.device)
+    U = nn.Linear(rank, layer.out_features, device=layer.weight.device)
+    return nn.Sequential(OrderedDict(V=V, U=U))
+
+
+def dropout(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Zeroes each number with `probability` and scales the rest so that the mean stays; the generator decides."""
+    keep = torch.rand(x.shape, generator=generator, device=x.device) >= probability
+    return x * keep / (1 - probability)
+
+
+@torch.no_grad()
+def scaled_start(model: FastRCNN, pooled: Tensor) -> None:
+    """Start fc6 and fc7 for weights that come without them; `pooled` [R, C * P * P] are features of some real RoIs.
+
+    VGG16's features are about 10 in RMS after max pooling. A plain start multiplies that through both layers, the first
+    loss is three times ln K, and the network retreats to the class prior for good. So pooled features are divided by
+    their RMS, and fc6 and fc7 are rescaled so that each puts out RMS 1.
+    """
+    model.feature_scale.fill_(1 / rms(pooled))
+    x = pooled * model.feature_scale
+    for layer in (model.fc6, model.fc7):
+        layer.weight /= rms(F.relu(layer(x)))
+        x = F.relu(layer(x))
+
+
+def rms(x: Tensor) -> float:
+    """Root of the mean square of all numbers."""
+    return float(x.float().square().mean().sqrt())

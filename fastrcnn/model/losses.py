@@ -1,0 +1,40 @@
+"""The multi-task loss (section 2.3, equations 1 to 3).
+
+Shapes: R RoIs in the batch, K classes with background.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def multi_task_loss(
+    scores: Tensor, deltas: Tensor, labels: Tensor, bbox_targets: Tensor, bbox_loss_weight: float
+) -> dict[str, Tensor]:
+    """Softmax cross-entropy and smooth L1 of the true class's box, each divided by R.
+
+    scores [R, K], deltas [R, 4 * K] and bbox_targets [R, 4] normalised, labels [R] int64 with 0 for background; all
+    losses in float32. Both divide by all R rows, foreground or not, as the Caffe layers do (softmax_loss_layer.cpp,
+    smooth_L1_loss_layer.cu). No RoIs give zero.
+    """
+    rois = max(len(labels), 1)
+    loss_cls = F.cross_entropy(scores.float(), labels, reduction="sum") / rois
+    foreground = labels.nonzero().squeeze(1)
+    predicted = deltas.float().reshape(len(labels), -1, 4)[foreground, labels[foreground]]
+    loss_bbox = F.smooth_l1_loss(predicted, bbox_targets[foreground], reduction="sum", beta=1.0) / rois
+    return {"loss_cls": loss_cls, "loss_bbox": bbox_loss_weight * loss_bbox}
+
+
+@torch.no_grad()
+def diagnostics(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """How classification stands: scores [R, K], labels [R] -> accuracy of all and of foreground RoIs, the share of
+    foreground RoIs called background, and their number. Shares of nothing are NaN."""
+    predicted = scores.argmax(dim=1)
+    foreground = labels > 0
+    right = (predicted == labels).float()
+    return {
+        "accuracy": right.mean().item(),
+        "fg_accuracy": right[foreground].mean().item(),
+        "false_negatives": (predicted[foreground] == 0).float().mean().item(),
+        "foreground": int(foreground.sum()),
+    }

@@ -1,0 +1,211 @@
+"""Weights in and out: ImageNet's to start from, and files that alone are enough to detect.
+
+A weights file holds the network as it is used: the statistics of the regression targets folded into bbox_pred, the
+feature scale folded into fc6; its metadata holds the class list, the configuration and the normalisation of pixels.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import VGG16_Weights
+
+from fastrcnn import config as configs
+from fastrcnn.boxes import TargetStatistics
+from fastrcnn.config import Config
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import read_tensors, write_tensors
+from fastrcnn.model import backbones
+from fastrcnn.model.backbones import NORMALISATIONS, Normalisation
+from fastrcnn.model.fast_rcnn import FastRCNN, factors
+
+log = logging.getLogger(__name__)
+
+FORMAT = "fastrcnn weights 1"
+
+
+def build(config: Config) -> FastRCNN:
+    """The network of a configuration at random weights drawn from its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return FastRCNN(config.model, len(config.classes) + 1, config.precision)
+
+
+@torch.no_grad()
+def initialise(model: FastRCNN, config: Config) -> bool:
+    """Give the model the weights that config.model.weights names, and their normalisation of pixels.
+
+    Returns whether fc6 and fc7 came with them; if not, they wait for fast_rcnn.scaled_start. Sibling layers come only
+    from an own earlier run with the same class list. Raises FastRCNNError for weights that cannot be had or do not fit.
+    """
+    name = config.model.weights
+    stated = NORMALISATIONS.get(config.model.normalisation)
+    if not name:
+        model.normalisation = stated or NORMALISATIONS["torchvision"]
+        return False
+    if name in VGG16_Weights.__members__:
+        tensors, normalisation = _torchvision_weights(name)
+        return _take_torchvision(model, tensors, stated or normalisation, name)
+    if not name.endswith(".safetensors"):
+        raise FastRCNNError(
+            f"model.weights: {name!r} is neither a .safetensors file nor one of {', '.join(VGG16_Weights.__members__)}"
+        )
+    tensors, metadata = read_tensors(name)
+    if metadata.get("format") == FORMAT:
+        return _take_own(model, tensors, metadata, config.classes, name)
+    if stated is None:
+        raise FastRCNNError(
+            f"{name}: does not say how pixels are normalised; set model.normalisation to caffe (mean subtracted, no "
+            "division) or torchvision (mean and deviation)"
+        )
+    return _take_torchvision(model, tensors, stated, name)
+
+
+def _torchvision_weights(name: str) -> tuple[dict[str, Tensor], Normalisation]:
+    weights = VGG16_Weights[name]
+    try:
+        tensors = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as e:
+        raise FastRCNNError(
+            f"model.weights: {name} cannot be downloaded ({e}); fetch {weights.url} elsewhere, convert it to "
+            ".safetensors with torchvision's keys, and name that file"
+        ) from None
+    preset = weights.transforms()
+    mean = tuple(255 * x for x in preset.mean)
+    deviation = tuple(255 * x for x in preset.std)
+    return dict(tensors), Normalisation(mean, deviation)
+
+
+# Where torchvision's vgg16 keeps fc6 and fc7.
+TORCHVISION_FC = {"fc6": "classifier.0", "fc7": "classifier.3"}
+
+
+def _take_torchvision(model: FastRCNN, tensors: dict[str, Tensor], normalisation: Normalisation, source: str) -> bool:
+    """Take over weights with torchvision's keys; IMAGENET1K_FEATURES has no fc layers, or NaN in their place."""
+    model.normalisation = normalisation
+    positions = [i for i, layer in enumerate(backbones.vgg16()) if isinstance(layer, nn.Conv2d)]
+    convolutions = [layer for layer in model.backbone if isinstance(layer, nn.Conv2d)]
+    for position, layer in zip(positions, convolutions, strict=False):
+        _copy(layer, tensors, f"features.{position}", source)
+    if any(f"{key}.weight" not in tensors for key in TORCHVISION_FC.values()):
+        return False
+    if not all(bool(torch.isfinite(tensors[f"{key}.weight"]).all()) for key in TORCHVISION_FC.values()):
+        return False
+    if any(tensors[f"{key}.weight"].shape != getattr(model, name).weight.shape for name, key in TORCHVISION_FC.items()):
+        log.warning("%s: fc6 and fc7 are of another size than model.fc_width asks for; they start at random", source)
+        return False
+    for name, key in TORCHVISION_FC.items():
+        _copy(getattr(model, name), tensors, key, source)
+    return True
+
+
+def _take_own(
+    model: FastRCNN, tensors: dict[str, Tensor], metadata: dict[str, Any], classes: list[str], source: str
+) -> bool:
+    """Take over an earlier run. bbox_pred arrives with its statistics folded in: see unfold_statistics."""
+    saved_classes = _header(metadata, source)[0].classes
+    for name, layer in model.backbone.named_children():
+        if isinstance(layer, nn.Conv2d):
+            _copy(layer, tensors, f"backbone.{name}", source)
+    if "fc6.weight" not in tensors or tensors["fc6.weight"].shape != model.fc6.weight.shape:
+        log.warning("%s: fc6 and fc7 are compressed or of another size; they start at random", source)
+        return False
+    for name in ("fc6", "fc7"):
+        _copy(getattr(model, name), tensors, name, source)
+    scale = float(metadata["feature_scale"])
+    model.feature_scale.fill_(scale)
+    model.fc6.weight /= scale
+    if [c.lower() for c in saved_classes] == [c.lower() for c in classes]:
+        for name in ("cls_score", "bbox_pred"):
+            _copy(getattr(model, name), tensors, name, source)
+    else:
+        log.info("%s: has another class list; cls_score and bbox_pred start at random", source)
+    return True
+
+
+def _copy(layer: nn.Module, tensors: dict[str, Tensor], key: str, source: str) -> None:
+    for part in ("weight", "bias"):
+        target, tensor = getattr(layer, part), tensors.get(f"{key}.{part}")
+        if tensor is None or tensor.shape != target.shape:
+            found = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
+            raise FastRCNNError(f"{source}: {key}.{part} is {found}; this network needs {list(target.shape)}")
+        target.copy_(tensor)
+
+
+@torch.no_grad()
+def unfold_statistics(model: FastRCNN, statistics: TargetStatistics) -> None:
+    """The inverse of what saving does to bbox_pred, so that weights of an earlier run predict normalised targets."""
+    mean, deviation = statistics.mean.flatten(), statistics.deviation.flatten()
+    model.bbox_pred.weight /= deviation[:, None]
+    model.bbox_pred.bias.sub_(mean).div_(deviation)
+
+
+@torch.no_grad()
+def save_weights(path: str | Path, model: FastRCNN, config: Config, statistics: TargetStatistics) -> None:
+    """Write the network as it is used to one file: fast-rcnn folds the statistics in at each snapshot, as we do
+    (lib/fast_rcnn/train.py). The model itself is unchanged. Raises FastRCNNError when it cannot be written."""
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "feature_scale"}
+    mean, deviation = statistics.mean.flatten(), statistics.deviation.flatten()
+    tensors["bbox_pred.weight"] = tensors["bbox_pred.weight"].cpu() * deviation[:, None]
+    tensors["bbox_pred.bias"] = tensors["bbox_pred.bias"].cpu() * deviation + mean
+    tensors["fc6.weight"] = tensors["fc6.weight"] * model.feature_scale
+    write_model(path, tensors, config, model.normalisation, float(model.feature_scale))
+
+
+def write_model(
+    path: str | Path, tensors: dict[str, Tensor], config: Config, normalisation: Normalisation, feature_scale: float
+) -> None:
+    """Write folded tensors with the metadata of a weights file."""
+    metadata = {
+        "format": FORMAT,
+        "config": configs.to_dict(config),
+        "normalisation": dataclasses.asdict(normalisation),
+        "feature_scale": feature_scale,
+    }
+    write_tensors(path, tensors, metadata)
+
+
+def load_model(path: str | Path, precision: str | None = None) -> tuple[FastRCNN, Config]:
+    """The network of a weights file, ready to detect, and the configuration it was trained with.
+
+    `precision` overrides the one it was trained in. Raises FastRCNNError for a file that is not whole or not ours, or
+    whose tensors do not fit its own configuration.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise FastRCNNError(f"{path}: is not a weights file of this program; tools/train.py writes those")
+    config, normalisation = _header(metadata, str(path))
+    with torch.device("meta"):  # no random start that would be thrown away
+        model = FastRCNN(config.model, len(config.classes) + 1, precision or config.precision)
+    for name in ("fc6", "fc7"):
+        if f"{name}.V.weight" in tensors:
+            rank = len(tensors[f"{name}.V.weight"])
+            setattr(model, name, factors(getattr(model, name), rank))
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name != "feature_scale"}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != expected:
+        wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))[0]
+        raise FastRCNNError(
+            f"{path}: {wrong} has shape {list(found.get(wrong, []))}, its configuration asks for "
+            f"{list(expected.get(wrong, []))}; the file is damaged"
+        )
+    model.load_state_dict({**tensors, "feature_scale": torch.ones(())}, assign=True)
+    model.to(memory_format=torch.channels_last)
+    model.normalisation = normalisation
+    return model.eval(), config
+
+
+def _header(metadata: dict[str, Any], path: str) -> tuple[Config, Normalisation]:
+    try:
+        config = configs.from_dict(metadata["config"], source=path)
+        pixels = metadata["normalisation"]
+        mean, deviation = ([float(x) for x in pixels[key]] for key in ("mean", "deviation"))
+        scale = float(metadata["feature_scale"])
+        if len(mean) != 3 or len(deviation) != 3 or min(deviation) <= 0 or scale <= 0:
+            raise ValueError("normalisation out of range")
+    except (KeyError, TypeError, ValueError) as e:
+        raise FastRCNNError(f"{path}: its metadata is damaged ({e!r}); make or fetch the file again") from None
+    return config, Normalisation(tuple(mean), tuple(deviation))

@@ -1,0 +1,93 @@
+"""The metrics of a training run: read from its JSON lines, drawn as curves."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import atomic_write
+
+LOSSES = {"loss": "total", "loss_cls": "classification", "loss_bbox": "boxes"}  # key in the metrics: name in the plot
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """The records of a file of JSON lines, each an object with `iteration`.
+
+    A last line without an end, as a kill leaves it, is ignored if it is not whole. Raises FastRCNNError naming file and
+    line for any other that is not such a record, and for a file that cannot be read.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as e:
+        raise FastRCNNError(f"{path}: cannot be read: {e.strerror}; name the metrics file of a run") from e
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
+            raise FastRCNNError(
+                f"{path}: line {number} is not a JSON object with an iteration number; remove that line or mend it"
+            )
+        records.append(record)
+    return records
+
+
+def plot_losses(metrics: list[dict], path: str | Path) -> None:
+    """Write a PNG of the losses against the iteration: total with its running mean, and its two parts.
+
+    `metrics` are records with `iteration` and any of `loss`, `loss_cls`, `loss_bbox`, `map`. Where there is a `map`
+    (0..1), a second panel shows it. Raises FastRCNNError if the file cannot be written.
+    """
+    evaluated = _curve(metrics, "map")
+    figure = Figure(figsize=(9, 6 if len(evaluated) else 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    if len(evaluated):
+        losses, scores = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        scores.plot(*evaluated.T, "o-", color="tab:red")
+        scores.set(ylabel="mAP", ylim=(0, 1))
+    else:
+        losses = scores = figure.subplots()
+    _draw_losses(losses, metrics)
+    scores.set_xlabel("iteration")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def _draw_losses(axes: Axes, metrics: list[dict]) -> None:
+    for (key, name), colour in zip(LOSSES.items(), ("tab:gray", "tab:blue", "tab:orange"), strict=True):
+        curve = _curve(metrics, key)
+        if not len(curve):
+            continue
+        axes.plot(*curve.T, color=colour, linewidth=0.8, alpha=0.6, label=name)
+        if key == "loss":
+            reach = len(curve) // 40
+            axes.plot(curve[:, 0], running_mean(curve[:, 1], reach), color="black", label="total, running mean")
+    axes.set(ylabel="loss", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+
+
+def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
+    """The mean of each value and of up to `reach` values on each side of it, [M] -> [M]."""
+    return np.array([values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))])
+
+
+def _curve(metrics: list[dict], key: str) -> np.ndarray:
+    """The points (iteration, value) of one key, float64 [M, 2], by iteration.
+
+    A run that was killed and resumed records some iterations twice: the last time counts.
+    """
+    points = {record["iteration"]: record[key] for record in metrics if key in record}
+    return np.array(sorted(points.items()), dtype=np.float64).reshape(-1, 2)

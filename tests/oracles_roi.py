@@ -1,0 +1,63 @@
+"""Loop-only twins of RoI pooling and of the choice of detections: slow, written from the definitions."""
+
+import math
+
+import numpy as np
+
+
+def round_half_away(x: float) -> int:
+    """C's round(): the float32 value becomes a Python float, in which adding one half is exact."""
+    return int(math.copysign(math.floor(abs(float(x)) + 0.5), float(x)))
+
+
+def roi_cells_oracle(roi, spatial_scale) -> list[int]:
+    return [round_half_away(np.float32(v) * np.float32(spatial_scale)) for v in roi]
+
+
+def bin_edges_oracle(first: int, last: int, pool_size: int, length: int) -> list[tuple[int, int]]:
+    bin_size = np.float32(max(last - first + 1, 1)) / np.float32(pool_size)
+    edges = []
+    for p in range(pool_size):
+        start = math.floor(np.float32(p) * bin_size) + first
+        end = math.ceil(np.float32(p + 1) * bin_size) + first
+        edges.append((min(max(start, 0), length), min(max(end, 0), length)))
+    return edges
+
+
+def roi_pool_oracle(feature: np.ndarray, rois, pool_size: int, spatial_scale: float) -> np.ndarray:
+    """feature [C, h, w], rois [R, 4] in scaled pixels -> [R, C, P, P]."""
+    channels, height, width = feature.shape
+    pooled = np.zeros((len(rois), channels, pool_size, pool_size), feature.dtype)
+    for r, roi in enumerate(rois):
+        x1, y1, x2, y2 = roi_cells_oracle(roi, spatial_scale)
+        for i, (top, bottom) in enumerate(bin_edges_oracle(y1, y2, pool_size, height)):
+            for j, (left, right) in enumerate(bin_edges_oracle(x1, x2, pool_size, width)):
+                for c in range(channels):
+                    cells = [feature[c, y, x] for y in range(top, bottom) for x in range(left, right)]
+                    pooled[r, c, i, j] = max(cells, default=0)
+    return pooled
+
+
+def iou_oracle(a, b) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    intersection = max(width, 0.0) * max(height, 0.0)
+    return intersection / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection)
+
+
+def select_detections_oracle(scores, boxes, score_threshold, nms_iou, max_detections) -> list[tuple[int, int]]:
+    """The (RoI, class) of each detection, best first: greedy suppression of one class after the other."""
+    kept = []
+    for k in range(1, scores.shape[1]):
+        candidates = [
+            r
+            for r in range(len(scores))
+            if scores[r, k] > score_threshold and boxes[r, k, 2] > boxes[r, k, 0] and boxes[r, k, 3] > boxes[r, k, 1]
+        ]
+        winners = []
+        for r in sorted(candidates, key=lambda r: (-scores[r, k], r)):
+            overlaps = [iou_oracle(boxes[r, k].tolist(), boxes[w, k].tolist()) for w in winners]
+            if all(overlap < nms_iou or overlap == 0 for overlap in overlaps):
+                winners.append(r)
+        kept += [(r, k) for r in winners]
+    return sorted(kept, key=lambda pair: (-scores[pair], pair))[:max_detections]

@@ -1,0 +1,94 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.train import curves
+from fastrcnn.train.curves import plot_losses, read_metrics, running_mean
+
+
+def record(iteration, loss, **more):
+    return {"iteration": iteration, "loss": loss, "loss_cls": loss / 2, "loss_bbox": loss / 2, "lr": 0.001} | more
+
+
+def lines(*records):
+    return "".join(json.dumps(r) + "\n" for r in records)
+
+
+def coloured(path):
+    with Image.open(path) as file:
+        pixels = np.asarray(file.convert("RGB")).astype(int)
+    return pixels, (pixels.max(axis=2) - pixels.min(axis=2)) > 60
+
+
+def test_metrics_come_back_as_written(tmp_path):
+    records = [record(20, 1.5), record(40, float("nan"), map=0.25)]
+    (tmp_path / "m.jsonl").write_text(lines(*records))
+    read = read_metrics(tmp_path / "m.jsonl")
+    assert read[0] == records[0] and read[1]["map"] == 0.25 and np.isnan(read[1]["loss"])
+    (tmp_path / "empty.jsonl").write_text("")
+    assert read_metrics(tmp_path / "empty.jsonl") == []
+
+
+def test_a_last_line_cut_anywhere_is_ignored(tmp_path):
+    whole, cut = lines(record(20, 1.5)), json.dumps(record(40, 1.25, note="ü"), ensure_ascii=False).encode()
+    for end in range(len(cut)):
+        (tmp_path / "m.jsonl").write_bytes(whole.encode() + cut[:end])
+        assert read_metrics(tmp_path / "m.jsonl") == [record(20, 1.5)]
+    (tmp_path / "m.jsonl").write_bytes(whole.encode() + cut)  # only its line end is missing
+    assert [r["iteration"] for r in read_metrics(tmp_path / "m.jsonl")] == [20, 40]
+
+
+@pytest.mark.parametrize("bad", ['{"iteration": 40, "lo', "[1, 2]", '{"loss": 1}', '{"iteration": "40"}', "7"])
+def test_any_other_bad_line_is_named(tmp_path, bad):
+    (tmp_path / "m.jsonl").write_text(lines(record(20, 1.5)) + bad + "\n" + lines(record(60, 1.0)))
+    with pytest.raises(FastRCNNError, match=r"m\.jsonl: line 2 "):
+        read_metrics(tmp_path / "m.jsonl")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FastRCNNError, match=r"none\.jsonl: cannot be read"):
+        read_metrics(tmp_path / "none.jsonl")
+
+
+def test_running_mean_by_hand():
+    values = np.array([1.0, 2.0, 6.0, 3.0])
+    assert running_mean(values, 1).tolist() == [1.5, 3.0, 11 / 3, 4.5]
+    assert running_mean(values, 0).tolist() == values.tolist()
+    assert running_mean(values[:0], 3).tolist() == []
+
+
+def test_points_are_in_order_and_the_last_record_of_an_iteration_counts():
+    metrics = [record(20, 3.0), record(60, 9.0), record(40, 2.0), record(60, 1.0), {"iteration": 80, "map": 0.5}]
+    assert curves._curve(metrics, "loss").tolist() == [[20, 3], [40, 2], [60, 1]]
+    assert curves._curve(metrics, "map").tolist() == [[80, 0.5]]
+    assert curves._curve(metrics, "other").shape == (0, 2)
+
+
+def test_the_plot_shows_the_losses_and_map_only_where_there_is_one(tmp_path):
+    metrics = [record(20 * i, 3 / (1 + i)) for i in range(50)]
+    plot_losses(metrics, tmp_path / "plain.png")
+    plot_losses([*metrics, record(1000, 0.05, map=0.8)], tmp_path / "map.png")
+    plain, plain_marks = coloured(tmp_path / "plain.png")
+    evaluated, evaluated_marks = coloured(tmp_path / "map.png")
+    assert evaluated.shape[0] > plain.shape[0] and evaluated.shape[1] == plain.shape[1]
+    red = np.array([214, 39, 40])  # tab:red, the mAP
+    assert not (np.abs(plain - red).max(axis=2) < 20).any()
+    assert (np.abs(evaluated - red).max(axis=2) < 20)[evaluated.shape[0] // 2 :].any()
+    assert plain_marks.any() and evaluated_marks.any()
+
+
+@pytest.mark.parametrize("metrics", [[], [record(1, 2.0)], [record(1, float("nan")), record(2, float("inf"))]])
+def test_few_or_broken_values_still_give_a_plot(tmp_path, metrics):
+    plot_losses(metrics, tmp_path / "new/losses.png")
+    with Image.open(tmp_path / "new/losses.png") as file:
+        assert file.format == "PNG" and file.width > 500
+
+
+def test_the_same_metrics_give_the_same_picture_and_others_another(tmp_path):
+    for name, factor in (("a", 3), ("b", 3), ("c", 5)):
+        plot_losses([record(i, factor / (1 + i)) for i in range(30)], tmp_path / f"{name}.png")
+    a, b, c = (coloured(tmp_path / f"{name}.png")[0] for name in "abc")
+    assert np.array_equal(a, b) and not np.array_equal(a, c)

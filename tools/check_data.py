@@ -1,0 +1,31 @@
+"""Check all annotations, images and proposals of a run before training.
+
+Reads every file that CONFIG names, in parallel, and prints what is wrong, with file, object and remedy, the objects of
+each class, and how many objects the proposals cover. Exit code 1 if training would be wrong, 0 if all are remarks.
+"""
+
+import argparse
+
+from _common import parser, run
+
+
+def arguments() -> argparse.Namespace:
+    p = parser(__doc__, config=True)
+    p.add_argument("--processes", type=int, metavar="N", help="how many images at a time; all cores by default")
+    p.add_argument("--all", action="store_true", help="list every finding, not the first ten of each kind")
+    return p.parse_intermixed_args()
+
+
+def main() -> int:
+    args = arguments()
+
+    from fastrcnn.config import load
+    from fastrcnn.data.checks import check
+
+    report = check(load(args.config, args.overrides), args.processes)
+    print(report.text(per_kind=None if args.all else 10))
+    return 1 if report.wrong else 0
+
+
+if __name__ == "__main__":
+    run(main)

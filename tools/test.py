@@ -1,0 +1,25 @@
+"""Evaluate weights on the data.test sets of a configuration: VOC mAP, a table per class, curves and detections."""
+
+from pathlib import Path
+
+from _common import parser, run
+
+
+def main() -> None:
+    args = parser(__doc__, config=True)
+    args.add_argument("weights", metavar="WEIGHTS", help="a weights file, or a saved detections.json to score again")
+    args.add_argument("--output", metavar="FOLDER", help="default: the results folder of the configuration's run")
+    args.add_argument("--coco", action="store_true", help="also COCO's averages over IoU thresholds, by pycocotools")
+    args = args.parse_intermixed_args()
+
+    from fastrcnn import config as configs
+    from fastrcnn.evaluate.testing import rescore, test
+
+    config = configs.load(args.config, args.overrides)
+    folder = Path(args.output or Path(config.output) / "results")
+    work = rescore if args.weights.endswith(".json") else test
+    print(work(config, Path(args.weights), folder, coco=args.coco).table)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,31 @@
+"""Train Fast R-CNN as a configuration says."""
+
+from pathlib import Path
+
+from _common import parser, run
+
+
+def main() -> None:
+    args = parser(__doc__, config=True)
+    args.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this run")
+    args.add_argument("--eval-every", type=int, metavar="N", help="evaluate on data.test every N iterations")
+    args = args.parse_intermixed_args()
+
+    from fastrcnn import config as configs
+    from fastrcnn.evaluate.testing import test
+    from fastrcnn.train.loop import train
+
+    overrides = args.overrides
+    if args.eval_every is not None:
+        overrides = [*overrides, f"train.eval_every={args.eval_every}"]
+    config = configs.load(args.config, overrides)
+
+    def evaluate(weights: Path) -> float:
+        return test(config, weights, Path(config.output) / "results").mean_ap
+
+    weights = train(config, args.resume, evaluate)
+    print(f"{weights}: evaluate it with: python tools/test.py {args.config} {weights}")
+
+
+if __name__ == "__main__":
+    run(main)

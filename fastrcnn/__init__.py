@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def load(weights: "str | Path", device: str = "auto", precision: str | None = None) -> "Detector":
     """A detector from a weights file, which is all it needs.
 
-    `precision` (float32 or bfloat16) overrides the one of training. Raises FastRCNNError for a file that is not whole or
-    not a weights file, and a device that is not there.
+    `precision` (float32 or bfloat16) overrides the one of training. Raises FastRCNNError for a file that is not whole
+    or not a weights file, and a device that is not there.
     """
     from fastrcnn.detect.detector import Detector
     from fastrcnn.device import choose_device

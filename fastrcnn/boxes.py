@@ -44,7 +44,7 @@ def decode(proposals: Tensor, deltas: Tensor) -> Tensor:
 
     Nothing is clamped: a huge dw gives an infinite box, which clip makes the whole width of the image.
     """
-    deltas = deltas.reshape(len(proposals), -1, 4)
+    deltas = deltas.unflatten(1, (-1, 4))
     size = (proposals[:, 2:] - proposals[:, :2])[:, None]
     centre = proposals[:, None, :2] + 0.5 * size + deltas[..., :2] * size
     half = 0.5 * torch.exp(deltas[..., 2:]) * size

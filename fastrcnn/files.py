@@ -66,7 +66,7 @@ def _fsync_folder(folder: Path) -> None:
 def write_json(path: str | Path, value: object) -> None:
     """Write JSON atomically. Raises FastRCNNError as atomic_write does."""
     with atomic_write(path) as file:
-        file.write(json.dumps(value, indent=1).encode())
+        file.write(json.dumps(value, indent=1, allow_nan=False).encode())
 
 
 def write_tensors(path: str | Path, tensors: dict[str, "Tensor"], metadata: dict[str, Any]) -> None:

@@ -233,8 +233,9 @@ BAD = {
     (1, 0.5, 5, 5): "box outside",
     (9, 1, 5, 5): "box inside out",
     (1, 9, 5, 5): "box inside out",
-    (5, 1, 4, 5): "box inside out",
-    (5.5, 1, 4.5, 5): "box inside out",
+    (5, 1, 3.5, 5): "box inside out",
+    (5, 1, 4, 5): "box empty",  # both ends belong to the box, so one pixel is (5, 5)
+    (1, 5.5, 5, 4.5): "box empty",
     (65536, 1, 65540, 5): "box outside",
     ("1e300", 1, "1e301", 5): "box empty",
     ("nan", 1, 5, 5): "box unreadable",
@@ -252,6 +253,13 @@ def test_a_bad_box_is_an_error_by_default_and_may_be_skipped(tmp_path, box, kind
     record = read_one(tmp_path, *objects, on_bad_box="skip", problems=problems)
     np.testing.assert_array_equal(record.classes, [1])
     assert [(p.kind, p.object, p.outcome) for p in problems] == [(kind, 2, "skipped")]
+
+
+def test_a_tiny_box_is_kept_and_noted(tmp_path):
+    problems = []
+    record = read_one(tmp_path, thing(), thing(box=(5, 5, 30, 7)), thing(box=(5, 5, 8, 8)), problems=problems)
+    np.testing.assert_array_equal(record.boxes[1:], np.array([[4, 4, 30, 7], [4, 4, 8, 8]], np.float32))
+    assert [(p.kind, p.object, p.outcome) for p in problems] == [("box tiny", 2, "noted")]
 
 
 def test_a_box_from_zero_suggests_the_other_origin(tmp_path):

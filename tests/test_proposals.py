@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.data.annotations import ImageRecord
+from fastrcnn.data.mat_file import read_mat
 from fastrcnn.data.proposal_formats import StoredProposals, clean
 from fastrcnn.data.proposals import METADATA_KEY, find_problems, open_proposals, read_proposals, write_stored
 from fastrcnn.errors import FastRCNNError
@@ -67,7 +68,7 @@ def write_npz(path, boxes, **meta):
     return path
 
 
-def write_mat(path, boxes, ids=None):
+def write_mat(path, boxes, ids=None, compressed=True):
     """As MATLAB has them: y1 x1 y2 x2, 1-based, both ends inside."""
     cells = np.empty((1, len(boxes)), object)
     for i, b in enumerate(boxes):
@@ -75,7 +76,7 @@ def write_mat(path, boxes, ids=None):
     content = {"boxes": cells}
     if ids is not None:
         content["images"] = np.array(ids, dtype=object)[:, None]
-    savemat(path, content)
+    savemat(path, content, do_compression=compressed)
     return path
 
 
@@ -137,7 +138,7 @@ def test_a_convention_is_not_guessed(tmp_path, write, key, value):
 def test_mat_without_ids_takes_those_of_the_data_set(tmp_path):
     path = write_mat(tmp_path / "p.mat", BOXES)
     assert open_proposals(path, RECORDS)["c"].tolist() == BOXES[2].tolist()
-    with pytest.raises(FastRCNNError, match="3 images and no ids, the data set has 2"):
+    with pytest.raises(FastRCNNError, match="3 images and no ids, the data set has 2 images"):
         open_proposals(path, RECORDS[:2])
 
 
@@ -377,6 +378,26 @@ def test_npz_header_that_asks_for_more_than_there_is(tmp_path):
         open_proposals(path, RECORDS)
 
 
+def test_mat_bomb_is_refused(tmp_path):
+    write_mat(tmp_path / "p.mat", [np.zeros((10**6, 4))], ["a"])
+    with pytest.raises(FastRCNNError, match="p.mat: cannot be read: it is a decompression bomb"):
+        open_proposals(tmp_path / "p.mat", [record()])
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("dtype", ["f8", "f4", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"])
+def test_mat_reader_against_scipy(tmp_path, dtype, compressed):
+    values = [np.arange(n * 4).reshape(-1, 4).astype(dtype) for n in (3, 1, 0)]
+    savemat(tmp_path / "p.mat", {"boxes": cells(*values, "é x", ""), "more": values[0]}, do_compression=compressed)
+    ours = read_mat((tmp_path / "p.mat").read_bytes(), 200)
+    theirs = loadmat(tmp_path / "p.mat")
+    assert set(ours) == {"boxes", "more"}
+    for mine, other in zip([*ours["boxes"][:3], ours["more"]], [*theirs["boxes"][0, :3], theirs["more"]], strict=True):
+        assert mine.shape == other.shape
+        assert mine.tolist() == other.tolist()
+    assert ours["boxes"][3:] == ["é x", ""]
+
+
 def cells(*values):
     result = np.empty((1, len(values)), object)
     result[0, :] = values
@@ -386,15 +407,16 @@ def cells(*values):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"boxes": np.ones((3, 4))}, "`boxes` is not a cell array"),
+        ({"boxes": np.ones((3, 4))}, "no cell array `boxes`"),
         ({"proposals": cells(np.ones((3, 4)))}, "no cell array `boxes`"),
-        ({"boxes": cells({"a": 1})}, "image a: its proposals are not rows of 4 numbers"),
-        ({"boxes": cells(cells(np.ones((1, 4))))}, "image a: its proposals are not rows of 4 numbers"),
+        ({"boxes": cells({"a": 1})}, "array of class 2"),
+        ({"boxes": cells(cells(np.ones((1, 4))))}, "array of class 1"),
+        ({"boxes": cells(np.ones((1, 4)) * 1j)}, "array of class 6"),
         ({"boxes": cells(np.ones((2, 5)))}, "image a: its proposals are not rows of 4 numbers"),
         ({"boxes": cells("text")}, "image a: its proposals are not rows of 4 numbers"),
-        ({"boxes": cells(np.ones((1, 4)) * 1j)}, "image a: its proposals are not rows of 4 numbers"),
-        ({"boxes": cells(np.ones((1, 4))), "images": cells("a", "b")}, "1 entries of boxes for 2 images"),
-        ({"boxes": cells(np.ones((1, 4))), "images": np.ones((1, 1))}, "`images` is not a cell array"),
+        ({"boxes": cells(np.ones((1, 4))), "images": cells("a", "b")}, "not the ids of the 1 entries"),
+        ({"boxes": cells(np.ones((1, 4))), "images": np.ones((1, 1))}, "not the ids of the 1 entries"),
+        ({"boxes": cells(np.ones((1, 4))), "images": cells(np.ones(1))}, "ids are not a list of strings"),
         ({"boxes": cells(*[np.ones((1, 4))] * 2), "images": cells("a", "a")}, "image a stands in it twice"),
     ],
 )
@@ -447,10 +469,13 @@ def mutate(data, rng):
     return bytes(data)
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", [*FORMATS, "uncompressed .mat"])
 def test_fuzz(tmp_path, suffix):
     """A mutated file gives a result that fits the images, or our own error that names it."""
-    path = write_any(tmp_path, suffix)
+    if suffix.startswith("uncompressed"):
+        path = write_mat(tmp_path / "proposals.mat", BOXES, IDS, compressed=False)
+    else:
+        path = write_any(tmp_path, suffix)
     data = path.read_bytes()
     rng = random.Random(suffix)
     for i in range(MUTATIONS):

@@ -13,12 +13,12 @@ def main() -> None:
     args = args.parse_intermixed_args()
 
     from fastrcnn import config as configs
-    from fastrcnn.evaluate.testing import rescore, test
+    from fastrcnn.evaluate.testing import evaluate_detections, evaluate_weights
 
     config = configs.load(args.config, args.overrides)
     folder = Path(args.output or Path(config.output) / "results")
-    work = rescore if args.weights.endswith(".json") else test
-    print(work(config, Path(args.weights), folder, coco=args.coco).table)
+    work = evaluate_detections if args.weights.endswith(".json") else evaluate_weights
+    print(work(config, Path(args.weights), folder, with_coco=args.coco).table)
 
 
 if __name__ == "__main__":

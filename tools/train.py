@@ -12,7 +12,7 @@ def main() -> None:
     args = args.parse_intermixed_args()
 
     from fastrcnn import config as configs
-    from fastrcnn.evaluate.testing import test
+    from fastrcnn.evaluate.testing import evaluate_weights
     from fastrcnn.train.loop import train
 
     overrides = args.overrides
@@ -21,7 +21,7 @@ def main() -> None:
     config = configs.load(args.config, overrides)
 
     def evaluate(weights: Path) -> float:
-        return test(config, weights, Path(config.output) / "results").mean_ap
+        return evaluate_weights(config, weights, Path(config.output) / "results").mean_ap
 
     weights = train(config, args.resume, evaluate)
     print(f"{weights}: evaluate it with: python tools/test.py {args.config} {weights}")

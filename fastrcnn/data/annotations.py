@@ -26,6 +26,8 @@ from fastrcnn.errors import FastRCNNError
 
 log = logging.getLogger(__name__)
 
+TINY = 4  # image pixels: an object with a shorter side is more often a slip of the mouse than an object
+
 
 @dataclass(frozen=True, eq=False)
 class ImageRecord:
@@ -309,6 +311,9 @@ def _read_object(
         if outcome == "error":
             text += "; correct it, or set data.on_bad_box: clip or skip"
         problems = [Problem(kind, path, number, text, outcome)]
+    elif min(box[2] - box[0], box[3] - box[1]) < TINY:
+        text = f"its box {_shown(element)} has a side below {TINY} pixels; remove it if it is a slip of the mouse"
+        problems = [Problem("box tiny", path, number, text, "noted")]
     objects = [] if box is None else [(box, index[_plain(name)], flag in ("1", "true"))]
     return objects, problems
 
@@ -326,19 +331,16 @@ def _mend(box: np.ndarray | None, width: int, height: int, on_bad_box: str) -> t
 
 def _read_box(element: Element, width: int, height: int, origin: int) -> tuple[np.ndarray | None, str, str]:
     """(float32 [4] half open in image pixels, kind of what is wrong with it or "", description); None if unreadable."""
-    sides = ("xmin", "ymin", "xmax", "ymax")  # direct children: a <part> has a <bndbox> of its own
-    texts = [(element.findtext(f"bndbox/{side}") or "").strip() for side in sides]
     try:
-        raw = [float(text) for text in texts]
+        raw = [float(text) for text in _sides(element)]
     except ValueError:
         raw = [math.nan]
+    shown = _shown(element)
     if not all(map(math.isfinite, raw)):
-        shown = ", ".join(f"{side} {text!r}" for side, text in zip(sides, texts, strict=True))
-        return None, "box unreadable", f"its <bndbox> does not hold four numbers: {shown}"
+        return None, "box unreadable", f"its <bndbox> {shown} does not hold four numbers"
     with np.errstate(over="ignore"):
         box = np.array([raw[0] - origin, raw[1] - origin, raw[2], raw[3]], np.float64).astype(np.float32)
-    shown = f"({', '.join(texts)})"
-    if raw[2] < raw[0] or raw[3] < raw[1]:
+    if box[2] < box[0] or box[3] < box[1]:
         return box, "box inside out", f"its box {shown} is inside out"
     if not (box[2] > box[0] and box[3] > box[1]):
         return box, "box empty", f"its box {shown} is empty"
@@ -348,6 +350,15 @@ def _read_box(element: Element, width: int, height: int, origin: int) -> tuple[n
             text += "; the first pixel is 1 here: set data.xml_origin: 0 if your tool counts from 0"
         return box, "box outside", text
     return box, "", ""
+
+
+def _sides(element: Element) -> list[str]:
+    """What stands in the object's own <bndbox>; a <part> in it has another."""
+    return [(element.findtext(f"bndbox/{side}") or "").strip() for side in ("xmin", "ymin", "xmax", "ymax")]
+
+
+def _shown(element: Element) -> str:
+    return f"({', '.join(_sides(element))})"
 
 
 def _plain(name: str) -> str:

@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
-from collections import Counter, defaultdict
+from collections import ChainMap, Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,6 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.recall import SIZES, Recall, proposal_recall
 
 log = logging.getLogger(__name__)
-
-TINY = 4  # image pixels: an object with a shorter side is more often a slip of the mouse than an object
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Report:
 def check(config: Config, processes: int | None = None) -> Report:
     """Read every annotation, decode every image (in `processes`; all cores by default), look at every proposal.
 
-    Nothing that is wrong with the data raises; all of it is in the report.
+    Nothing that is wrong with the data raises; all of it is in the report. Raises FastRCNNError when a process dies.
     """
     findings: list[Problem] = []
     index = class_index(config.classes)
@@ -81,46 +80,44 @@ def check(config: Config, processes: int | None = None) -> Report:
     findings += _same_pictures(paths, {path: seen.digest for path, seen in pixels.items()})
 
     checked = []
+    usable: dict[str, list[Proposals]] = {"train": [], "test": []}
     for part, dataset, records in sets:
         proposals, problems = _read_proposals(dataset, records, config)
         findings += problems
         recall = None
         if proposals is not None:
+            usable[part].append(proposals)
             known = [r for r in records if r.id in proposals]
             findings += _other_pictures(proposals, known, pixels)
             if all(p.kind == "proposals missing" for p in problems):
+                log.info("measuring how many objects %s covers", proposals.path)
                 recall = proposal_recall(proposals, known)
                 findings += _without_foreground(known, proposals, recall, config.sampling.foreground_iou)
-        findings += quick_findings(records, proposals or {}, dataset, config.classes)
         name = f"{part} {dataset.root} {dataset.split}".strip()
         checked.append(CheckedSet(part, name, records, recall))
+    for part, proposals in usable.items():
+        records = [record for checked_set in checked if checked_set.part == part for record in checked_set.records]
+        findings += quick_findings(part, records, ChainMap(*proposals), config.classes)
     return Report(config.classes, checked, list(dict.fromkeys(findings)))
 
 
 def quick_findings(
-    records: Sequence[ImageRecord], proposals: Mapping[str, np.ndarray], dataset: DataSetConfig, classes: list[str]
+    part: str, records: Sequence[ImageRecord], proposals: Mapping[str, np.ndarray], classes: list[str]
 ) -> list[Problem]:
-    """Remarks on records that were read, without opening a file: images, objects and classes that give little."""
+    """Remarks on all records of a part (train or test) without opening a file: what will give little."""
     found = []
     for record in records:
-        file = record.annotation or record.path
         if len(record.boxes) == 0 and record.annotation is not None:
             text = "has no objects of these classes; data.drop_empty: true leaves such images out of training"
-            found.append(Problem("no objects", file, None, text, "noted"))
-        sides = (record.boxes[:, 2:] - record.boxes[:, :2]).min(axis=1, initial=np.inf)
-        for box, side in zip(record.boxes[sides < TINY], sides[sides < TINY], strict=True):
-            place = ", ".join(f"{v:g}" for v in box)
-            text = f"an object at ({place}) is {side:g} pixels thin; remove it if it is a slip of the mouse"
-            found.append(Problem("box tiny", file, None, text, "noted"))
+            found.append(Problem("no objects", record.annotation, None, text, "noted"))
         if record.id in proposals and len(proposals[record.id]) == 0:
-            text = f"{dataset.proposals} has 0 proposals for it; it trains on its objects alone, and nothing is found"
+            text = "has 0 proposals: it trains on its objects alone, and nothing in it can be found"
             found.append(Problem("no proposals", record.path, None, text, "noted"))
     present = {int(number) for record in records for number in record.classes}
     for number, name in enumerate(classes, start=1):
-        if records and number not in present:
-            where = f"{dataset.root} {dataset.split}".strip()
-            text = f"holds no object of class {name!r}; check its spelling, or leave it out of classes"
-            found.append(Problem("class without objects", Path(where), None, text, "noted"))
+        if number not in present:
+            text = f"holds no object of class {name!r}; check how the XML files spell it, or leave it out of classes"
+            found.append(Problem("class without objects", Path(f"data.{part}"), None, text, "noted"))
     return found
 
 
@@ -175,7 +172,12 @@ def _decode_all(paths: list[Path], processes: int) -> dict[Path, Pixels]:
     with nullcontext() if processes == 1 else _workers(processes) as pool:
         results = map(_decode, paths) if pool is None else pool.map(_decode, paths, chunksize=16)
         bar = tqdm(results, total=len(paths), desc="images", unit="image", leave=False)
-        return dict(zip(paths, bar, strict=True))
+        try:
+            return dict(zip(paths, bar, strict=True))
+        except BrokenProcessPool:
+            raise FastRCNNError(
+                "decoding images: a process died, perhaps for lack of memory; run again with fewer processes"
+            ) from None
 
 
 def _decode(path: Path) -> Pixels:
@@ -244,14 +246,15 @@ def _without_foreground(
     records: list[ImageRecord], proposals: Proposals, recall: Recall, foreground_iou: float
 ) -> Iterator[Problem]:
     """Images none of whose objects, difficult ones included, has a proposal with this IoU."""
-    ends = np.cumsum([int((~r.difficult).sum()) for r in records])
-    for record, best in zip(records, np.split(recall.best_iou, ends[:-1]), strict=True):
-        if len(record.boxes) == 0 or best.max(initial=0) >= foreground_iou:
+    end = 0
+    for record in records:
+        start, end = end, end + int((~record.difficult).sum())
+        if len(record.boxes) == 0 or recall.best_iou[start:end].max(initial=0) >= foreground_iou:
             continue
         with_difficult = replace(record, difficult=np.zeros_like(record.difficult))
         highest = proposal_recall(proposals, [with_difficult]).best_iou.max()
         if highest < foreground_iou:
-            text = f"no proposal has IoU {foreground_iou:g} with any of its objects (at most {highest:.2f})"
+            text = f"no proposal has IoU {foreground_iou:g} with any of its objects (at most {highest:.3f})"
             hint = "; foreground comes from the objects alone, and nothing in it can be found"
             yield Problem("no foreground proposal", record.path, None, text + hint, "noted")
 

@@ -31,8 +31,8 @@ def open_data(
             records[record.id] = record
         if not dataset.proposals:
             raise FastRCNNError(
-                f"{dataset.root} {dataset.split}: has no proposals; set `proposals` of the data set to a file, and make "
-                "it with tools/proposals.py"
+                f"{dataset.root} {dataset.split}: has no proposals; set `proposals` of the data set to a file, and "
+                "make it with tools/proposals.py"
             )
         stores.append(open_proposals(Path(dataset.proposals), new, config.proposals))
     return list(records.values()), ChainMap(*stores)

@@ -53,8 +53,8 @@ class Batch:
 
 
 class BatchDataset(Dataset):
-    """Item i is the batch of iteration i, or the FastRCNNError that stood in its way: raised in a worker, it would arrive
-    wrapped in the worker's traceback."""
+    """Item i is the batch of iteration i, or the FastRCNNError that stood in its way: raised in a worker, it would
+    arrive wrapped in the worker's traceback."""
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastrcnn.data.annotations import ImageRecord
+from fastrcnn.data.mat_file import read_mat
 from fastrcnn.errors import FastRCNNError
 
 DIGEST_SIZE = 16  # bytes
@@ -55,26 +56,16 @@ def _read_mat(path: Path, records: Sequence[ImageRecord]) -> StoredProposals:
 
     The ids are in `images`, if that is there, else they are those of the data set, in its order.
     """
-    from scipy.io import loadmat, whosmat  # slow to import, and needed for this format only
-
-    # Look before loading: a damaged shape would have the cells allocated, and objects are nothing we want to build.
-    kinds = {name: (shape, kind) for name, shape, kind in whosmat(path)}
-    for name in {"boxes", "images"} & set(kinds):
-        shape, kind = kinds[name]
-        if kind != "cell" or np.prod(shape, dtype=float) > path.stat().st_size:
-            raise ValueError(f"its `{name}` is not a cell array with one entry per image")
-    if "boxes" not in kinds:
-        raise ValueError("it has no cell array `boxes`")
-    content = loadmat(path, variable_names=["boxes", "images"])
-    cells = list(content["boxes"].ravel())
-    if "images" in content:
-        ids = [str(np.asarray(cell).item()) for cell in content["images"].ravel()]
-    elif len(cells) == len(records):
+    content = read_mat(path.read_bytes(), MAX_COMPRESSION)
+    cells, ids = content.get("boxes"), content.get("images")
+    if not isinstance(cells, list):
+        raise ValueError("it has no cell array `boxes` with one entry per image")
+    if ids is None:
+        if len(cells) != len(records):
+            raise ValueError(f"it has {len(cells)} images and no ids, the data set has {len(records)} images")
         ids = [record.id for record in records]
-    else:
-        raise ValueError(f"it has proposals of {len(cells)} images and no ids, the data set has {len(records)} images")
-    if len(ids) != len(cells):
-        raise ValueError(f"it has {len(cells)} entries of boxes for {len(ids)} images")
+    if not isinstance(ids, list) or len(ids) != len(cells):
+        raise ValueError(f"its `images` are not the ids of the {len(cells)} entries of `boxes`")
     return _joined(
         ids,
         [_to_half_open(_rows(c, i)[:, [1, 0, 3, 2]], "xyxy", 1, "inclusive") for i, c in zip(ids, cells, strict=True)],

@@ -1,11 +1,11 @@
-"""From a picture to named boxes: proposals, features, RoI pooling, fully connected layers, decoding, NMS (section 3)."""
+"""From a picture to named boxes: proposals, features, RoI pooling, fc6 and fc7, decoding, NMS (section 3)."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastrcnn import boxes as box_ops
 from fastrcnn.config import Config
@@ -14,9 +14,8 @@ from fastrcnn.data.selective_search import selective_search
 from fastrcnn.detect.nms import select_detections
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.roi_features import pool_for_inference, project
+from fastrcnn.model.roi_features import bins_first, pool_for_inference, project, roi_cells, unique_rois
 
-CHUNK = 500  # RoIs that are pooled and classified at a time: their features take 50 MB in float32
 CANONICAL_AREA = 224**2  # scaled pixels; a RoI is looked at in the scale that brings it nearest (section 3.3, SPPnet)
 
 
@@ -31,7 +30,11 @@ class Detections:
 
 
 class Detector:
-    """A trained network at work. Weights are converted to its precision once, here; the model becomes the detector's."""
+    """A trained network at work.
+
+    The model becomes the detector's: its weights are converted once, here, to its precision and to the order in which
+    pooling for inference gives features.
+    """
 
     def __init__(self, model: FastRCNN, config: Config, device: torch.device):
         self.config, self.device = config, device
@@ -39,6 +42,8 @@ class Detector:
         if model.precision == "bfloat16":
             for part in (model.backbone, model.fc6, model.fc7):
                 part.to(torch.bfloat16)
+        first = model.fc6 if isinstance(model.fc6, nn.Linear) else model.fc6.V
+        first.weight = nn.Parameter(bins_first(first.weight, model.config.pool_size), requires_grad=False)
 
     @torch.inference_mode()
     def detect(
@@ -92,13 +97,14 @@ class Detector:
         """Raw scores [R, K] and deltas [R, 4 * K] of RoIs looked at in one scale."""
         model, normalisation = self.model, self.model.normalisation
         pixels = prepare_image(image, scale, normalisation.mean, normalisation.deviation).to(self.device)
-        features = model.features([pixels])[0]
-        parts = []
-        for chunk in project(rois, scale).split(CHUNK):
-            pooled = pool_for_inference(features, chunk, model.config.pool_size, 1 / model.stride)
-            parts.append(model.siblings(model.fully_connected(pooled.flatten(1))))
-        scores, deltas = zip(*parts, strict=True)
-        return torch.cat(scores), torch.cat(deltas)
+        features = model.features([pixels])
+        projected = project(rois, scale)
+        # RoIs that round to the same cells have the same features: pool and multiply one of them for all.
+        distinct, inverse = unique_rois(roi_cells(projected, 1 / model.stride))
+        chunks = pool_for_inference(features, [projected[distinct]], model.config.pool_size, 1 / model.stride)
+        parts = [model.siblings(model.fully_connected(pooled)) for pooled in chunks]
+        scores, deltas = (torch.cat(part)[inverse] for part in zip(*parts, strict=True))
+        return scores, deltas
 
 
 def nearest_scale(rois: Tensor, scales: list[float]) -> Tensor:

@@ -44,17 +44,23 @@ def vgg16() -> nn.Sequential:
 
 
 def tiny() -> nn.Sequential:
-    """Five convolutions that learn from scratch in minutes: [N, 3, H, W] -> [N, 128, H/8, W/8]. Ours, for the demo."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    channels = 3
-    for name, width in (("1_1", 24), ("2_1", 48), ("3_1", 96), ("4_1", 128), ("4_2", 128)):
-        convolution = nn.Conv2d(channels, width, 3, padding=1)
-        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-        nn.init.zeros_(convolution.bias)
-        layers[f"conv{name}"], layers[f"relu{name}"] = convolution, nn.ReLU(inplace=True)
-        if int(name[0]) < 4:
-            layers[f"pool{name[0]}"] = nn.MaxPool2d(2, 2, ceil_mode=True)
-        channels = width
+    """Four convolutions that learn from scratch in minutes: [N, 3, H, W] -> [N, 128, H/8, W/8]. Ours, for the demo."""
+    layers = OrderedDict(
+        conv1=nn.Conv2d(3, 32, 5, stride=2, padding=2),
+        relu1=nn.ReLU(inplace=True),
+        pool1=nn.MaxPool2d(2, 2, ceil_mode=True),
+        conv2=nn.Conv2d(32, 64, 3, padding=1),
+        relu2=nn.ReLU(inplace=True),
+        pool2=nn.MaxPool2d(2, 2, ceil_mode=True),
+        conv3_1=nn.Conv2d(64, 128, 3, padding=1),
+        relu3_1=nn.ReLU(inplace=True),
+        conv3_2=nn.Conv2d(128, 128, 3, padding=1),
+        relu3_2=nn.ReLU(inplace=True),
+    )
+    for layer in layers.values():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
     return nn.Sequential(layers)
 
 

@@ -13,14 +13,14 @@ def multi_task_loss(
 ) -> dict[str, Tensor]:
     """Softmax cross-entropy and smooth L1 of the true class's box, each divided by R.
 
-    scores [R, K], deltas [R, 4 * K] and bbox_targets [R, 4] normalised, labels [R] int64 with 0 for background; all
-    losses in float32. Both divide by all R rows, foreground or not, as the Caffe layers do (softmax_loss_layer.cpp,
-    smooth_L1_loss_layer.cu). No RoIs give zero.
+    scores [R, K], deltas [R, 4 * K] and bbox_targets [R, 4] normalised, labels [R] int64 with 0 for background. Both
+    divide by all R rows, foreground or not, as the Caffe layers do (softmax_loss_layer.cpp, smooth_L1_loss_layer.cu). No
+    RoIs give zero.
     """
     rois = max(len(labels), 1)
-    loss_cls = F.cross_entropy(scores.float(), labels, reduction="sum") / rois
+    loss_cls = F.cross_entropy(scores, labels, reduction="sum") / rois
     foreground = labels.nonzero().squeeze(1)
-    predicted = deltas.float().reshape(len(labels), -1, 4)[foreground, labels[foreground]]
+    predicted = deltas.unflatten(1, (-1, 4))[foreground, labels[foreground]]
     loss_bbox = F.smooth_l1_loss(predicted, bbox_targets[foreground], reduction="sum", beta=1.0) / rois
     return {"loss_cls": loss_cls, "loss_bbox": bbox_loss_weight * loss_bbox}
 

@@ -80,7 +80,7 @@ def unique_rois(cells: Tensor) -> tuple[Tensor, Tensor]:
 def bins_first(weight: Tensor, pool_size: int) -> Tensor:
     """Columns of fc6 [out, C * P * P] put in the order of `pool_for_inference`'s rows: [out, P * P * C].
 
-    Done once when a detector is made; transposing every RoI's features takes longer than pooling them.
+    Done once when a detector is made: transposing each chunk of features would cost about as much as pooling it.
     """
     channels_first = weight.unflatten(1, (-1, pool_size, pool_size))
     return channels_first.permute(0, 2, 3, 1).flatten(1)
@@ -94,8 +94,8 @@ def pool_for_inference(
 
     Arguments as for `roi_pool`. Rows are bins first, channels last: multiply them by `bins_first(fc6.weight)`. They
     have the map's dtype, for a maximum of bfloat16 numbers is one of them, and **hold only until the next chunk is
-    asked for**: the buffer is used again, since fresh memory costs more than the pooling. Maps must be finite. An image
-    without RoIs yields one chunk of no rows.
+    asked for**: the buffer is used again, since fresh memory for all RoIs costs more than the pooling. Maps must be
+    finite. An image without RoIs yields one chunk of no rows.
     """
     for feature, image_rois in zip(features, rois, strict=True):
         pool = _pool_by_table if feature.device.type == "cpu" else _pool_by_torchvision
@@ -112,7 +112,7 @@ def _pool_by_torchvision(feature: Tensor, rois: Tensor, pool_size: int, spatial_
 
 
 def _pool_by_table(feature: Tensor, rois: Tensor, pool_size: int, spatial_scale: float, out: Tensor) -> None:
-    """Pool each distinct bin once, then copy it to every RoI that has it: of 98,000 bins about one in six is new."""
+    """Pool each distinct bin once, then copy it to its RoIs: of a chunk's 25,088 about a quarter differ."""
     height, width = feature.shape[1:]
     bins, levels, index = _distinct_bins(roi_cells(rois, spatial_scale), pool_size, height, width)
     torch.index_select(_bin_maxima(feature, bins, levels), 0, index, out=out.view(-1, len(feature)))

@@ -34,6 +34,7 @@ from fastrcnn.train.solver import clip_gradient, make_optimizer, schedule, set_r
 log = logging.getLogger(__name__)
 
 WEIGHTS, METRICS, CURVE = "model.safetensors", "metrics.jsonl", "losses.png"
+ESTIMATE_AFTER = 10  # iterations
 START_BATCHES = 4  # batches whose RoIs set the scale of fc6 and fc7 when these start at random
 
 
@@ -85,13 +86,18 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
         with logging_redirect_tqdm(), contextlib.closing(bar):
             for batch in bar:
                 iteration = batch.iteration
-                set_rate(optimizer, schedule(config.solver, iteration))
+                rate = schedule(config.solver, iteration)
+                set_rate(optimizer, rate)
                 values = train_step(model, optimizer, batch.to(device), statistics, config)
                 watch.check(iteration, batch.ids, values)
-                metrics.add(iteration, len(batch.ids), optimizer.param_groups[-1]["lr"], values)
+                metrics.add(iteration, len(batch.ids), rate * config.solver.lr, values)
                 bar.set_postfix_str(metrics.line(), refresh=False)
-                if iteration == first + ESTIMATE_AFTER:
-                    _log_estimate(bar, last)
+                if iteration == first:  # slower than those that follow
+                    started = time.perf_counter()
+                elif iteration == first + ESTIMATE_AFTER:
+                    seconds = (time.perf_counter() - started) / ESTIMATE_AFTER
+                    left = tqdm.format_interval(seconds * (last - iteration - 1))
+                    log.info("%.2f s an iteration: about %s to iteration %d", seconds, left, last)
 
                 done = iteration + 1
                 save_now = done % config.train.checkpoint_every == 0 or done == last or stop
@@ -131,8 +137,8 @@ def train_step(
     if bad:
         raise FastRCNNError(
             f"iteration {batch.iteration}: {bad[0]} is {values[bad[0]]} on images {', '.join(batch.ids)}; look at "
-            "their boxes with tools/check_data.py, or lower solver.lr, or set solver.clip_gradient. The last checkpoint "
-            "stays"
+            "their boxes with tools/check_data.py, or lower solver.lr, or set solver.clip_gradient. The last "
+            "checkpoint stays"
         )
     optimizer.step()
     return {**values, **diagnostics(scores, batch.labels)}
@@ -156,15 +162,6 @@ def _start_fully_connected(model: FastRCNN, dataset: BatchDataset, device: torch
         pooled.append(roi_pool(model.features(batch.images), rois, model.config.pool_size, 1 / model.stride).flatten(1))
     scaled_start(model, torch.cat(pooled))
     log.info("fc6 and fc7 start at random; pooled features are divided by %.2f", 1 / float(model.feature_scale))
-
-
-ESTIMATE_AFTER = 5  # iterations; the first ones are slower
-
-
-def _log_estimate(bar: tqdm, last: int) -> None:
-    rate = bar.format_dict["rate"] or (bar.n - bar.initial) / bar.format_dict["elapsed"]
-    left = (last - bar.n) / rate
-    log.info("%.2f s an iteration: about %s to iteration %d", 1 / rate, tqdm.format_interval(left), last)
 
 
 class _Metrics:

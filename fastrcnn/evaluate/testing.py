@@ -1,0 +1,172 @@
+"""From weights to mAP: detect in every test image, then score and write all that an evaluation leaves behind."""
+
+import hashlib
+import json
+import logging
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fastrcnn import config as configs
+from fastrcnn.config import Config
+from fastrcnn.data.annotations import ImageRecord, class_index, read_data_sets
+from fastrcnn.data.dataset import open_data
+from fastrcnn.detect.detector import Detector
+from fastrcnn.device import choose_device
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.evaluate import coco, report, voc
+from fastrcnn.evaluate.report import ImageDetections
+from fastrcnn.files import atomic_write, lock, write_json
+from fastrcnn.model.weights import load_model
+
+log = logging.getLogger(__name__)
+
+DETECTIONS, PARTIAL = "detections.json", "detections.partial.jsonl"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found."""
+
+    result: voc.VOCResult
+    table: str  # per class, for people
+
+    @property
+    def mean_ap(self) -> float:
+        return self.result.mean_ap
+
+
+def evaluate_weights(config: Config, weights: str | Path, folder: str | Path, with_coco: bool = False) -> Evaluation:
+    """Detect in the images of config.data.test and score, into `folder`.
+
+    The network is that of the weights file, the settings of detection are config's. A killed evaluation goes on where
+    it was when it is started again with the same weights, settings and images. Raises FastRCNNError for wrong input.
+    """
+    folder = Path(folder)
+    with lock(folder / ".lock", "the results folder"):
+        records, proposals = open_data(config.data.test, config)
+        model, trained = load_model(weights, config.precision)
+        if list(class_index(trained.classes)) != list(class_index(config.classes)):
+            raise FastRCNNError(
+                f"{weights}: was trained for the classes {', '.join(trained.classes)}; the configuration has "
+                f"{', '.join(config.classes)}. Evaluate with the configuration of the training run"
+            )
+        detector = Detector(model, config, choose_device(config.device))
+        key = _key(config, Path(weights), records, proposals)
+        detections = _detect_all(detector, records, proposals, folder / PARTIAL, key)
+        report.write_detections(folder / DETECTIONS, config.classes, detections)
+        evaluation = _score(config, detections, config.classes, records, folder, with_coco)
+        (folder / PARTIAL).unlink()
+        return evaluation
+
+
+def evaluate_detections(
+    config: Config, detections: str | Path, folder: str | Path, with_coco: bool = False
+) -> Evaluation:
+    """Score saved detections (a detections.json) on config.data.test again, without the network."""
+    classes, found = report.read_detections(detections)
+    records = read_data_sets(config.data.test, config.data, config.classes)
+    return _score(config, found, classes, records, Path(folder), with_coco)
+
+
+def _score(
+    config: Config,
+    detections: Mapping[str, ImageDetections],
+    detection_classes: list[str],
+    records: list[ImageRecord],
+    folder: Path,
+    with_coco: bool,
+) -> Evaluation:
+    arrays = report.join(detections, detection_classes, records, config.classes)
+    result = voc.evaluate(*arrays, len(config.classes) + 1, metric=config.test.ap)
+    table = report.ap_table(result, config.classes)
+    numbers: dict[str, Any] = {"map": _number(result.mean_ap), "metric": result.metric}
+    numbers["ap"] = {name: _number(ap) for name, ap in zip(config.classes, result.ap[1:].tolist(), strict=True)}
+    if with_coco:
+        values = coco.evaluate_coco(*arrays, len(config.classes) + 1)
+        numbers["coco"] = {name: _number(value) for name, value in values.items()}
+        table += "\nCOCO: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    write_json(folder / "results.json", numbers)
+    with atomic_write(folder / "table.txt") as file:
+        file.write(f"{table}\n".encode())
+    report.plot_precision_recall(result, config.classes, folder / "precision_recall.png")
+    split = "+".join(dict.fromkeys(Path(d.split).stem or "all" for d in config.data.test))
+    report.write_voc_files(folder / "voc", split, config.classes, detections)
+    return Evaluation(result, table)
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN, the mean over nothing."""
+    return None if np.isnan(value) else value
+
+
+def _detect_all(
+    detector: Detector,
+    records: list[ImageRecord],
+    proposals: Mapping[str, np.ndarray],
+    partial: Path,
+    key: dict[str, Any],
+) -> dict[str, ImageDetections]:
+    """Detections by image id. Each image is one line appended to `partial`, whose first line is `key`: lines under the
+    same key are taken over, others are of another evaluation and are dropped."""
+    done = _read_partial(partial, key)
+    if done:
+        log.info("%s: %d of %d images are done already", partial, len(done), len(records))
+    lines = [json.dumps(key), *(json.dumps(_columns(image_id, found)) for image_id, found in done.items())]
+    with atomic_write(partial) as file:
+        file.write("".join(line + "\n" for line in lines).encode())
+    try:
+        with partial.open("a") as file:
+            for record in tqdm(records, "evaluating", unit="image", mininterval=1, dynamic_ncols=True):
+                if record.id in done:
+                    continue
+                found = detector.detect(record.path, proposals[record.id], record.id)
+                done[record.id] = ImageDetections(found.boxes, found.classes, found.scores)
+                file.write(json.dumps(_columns(record.id, found)) + "\n")
+                file.flush()
+    except OSError as e:
+        raise FastRCNNError(f"{partial}: cannot be written: {e.strerror}; free space and start again") from None
+    return {record.id: done[record.id] for record in records}
+
+
+def _columns(image_id: str, found: report.SupportsDetections) -> dict[str, Any]:
+    rows = found.classes.tolist(), found.scores.tolist(), found.boxes.tolist()
+    return {"id": image_id, **dict(zip(("classes", "scores", "boxes"), rows, strict=True))}
+
+
+def _read_partial(path: Path, key: dict[str, Any]) -> dict[str, ImageDetections]:
+    """The images of an earlier evaluation under the same key; its last line may have been cut by a kill."""
+    done: dict[str, ImageDetections] = {}
+    try:
+        lines = path.read_text().splitlines()
+        if not lines or json.loads(lines[0]) != key:
+            return {}
+        for line in lines[1:]:
+            entry = json.loads(line)
+            boxes = np.array(entry["boxes"], np.float32).reshape(-1, 4)
+            classes, scores = np.array(entry["classes"], np.int64), np.array(entry["scores"], np.float32)
+            done[entry["id"]] = ImageDetections(boxes, classes, scores)
+    except (OSError, ValueError, KeyError, TypeError):
+        return done
+    return done
+
+
+def _key(
+    config: Config, weights: Path, records: list[ImageRecord], proposals: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """All that detections depend on: the weights' bytes, the settings of detection, and the images with their
+    proposals."""
+    tree = configs.to_dict(config)
+    images = hashlib.blake2b(digest_size=16)
+    for record in records:
+        images.update(f"{record.id} {record.path} {record.width} {record.height}\n".encode())
+        images.update(np.ascontiguousarray(proposals[record.id]).tobytes())
+    with weights.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    settings = {name: tree[name] for name in ("image", "proposals", "test", "precision", "classes")}
+    return {"weights": digest, "images": images.hexdigest(), **settings}

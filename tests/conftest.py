@@ -1,0 +1,59 @@
+"""What several tests share: a small made data set with proposals, and a configuration that learns it in seconds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastrcnn import config as configs
+from fastrcnn.data.annotations import read_data_sets
+from fastrcnn.data.shapes import CLASSES, make_shapes
+
+torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """A VOC-layout set of 8 training and 4 test images, with proposals that lie around the objects and elsewhere."""
+    root = tmp_path_factory.mktemp("shapes")
+    make_shapes(root, train=8, test=4, seed=7)
+    (root / "proposals.json").write_text(json.dumps(_proposals(root)))
+    return root
+
+
+def _proposals(root: Path) -> dict:
+    config = configs.from_dict({"classes": list(CLASSES)})
+    rng = np.random.default_rng(0)
+    boxes = {}
+    for split in ("train", "test"):
+        dataset = configs.DataSetConfig(root=str(root), split=split)
+        for record in read_data_sets([dataset], config.data, config.classes):
+            limit = np.array([record.width, record.height] * 2)
+            shaken = np.repeat(record.boxes, 12, axis=0)
+            size = np.tile(shaken[:, 2:] - shaken[:, :2], 2)
+            shaken = shaken + rng.uniform(-0.3, 0.3, shaken.shape) * size
+            corner = rng.uniform(0, 0.7, (60, 2)) * limit[:2]
+            anywhere = np.hstack((corner, corner + rng.uniform(0.1, 0.3, (60, 2)) * limit[:2]))
+            rows = np.clip(np.vstack((shaken, anywhere)), 0, limit).round()
+            boxes[record.id] = rows[(rows[:, 2:] - rows[:, :2] >= 4).all(axis=1)].tolist()
+    return {"meta": {"format": "xyxy", "origin": 0, "end": "exclusive"}, "proposals": boxes}
+
+
+@pytest.fixture
+def tree(shapes, tmp_path) -> dict:
+    """A configuration as nested dictionaries: the tiny network on the made set, one run folder under tmp_path."""
+    def dataset(split: str) -> dict:
+        return {"root": str(shapes), "split": split, "proposals": str(shapes / "proposals.json")}
+
+    return {
+        "classes": list(CLASSES),
+        "data": {"train": [dataset("train")], "test": [dataset("test")], "workers": 0},
+        "image": {"train_short_side": [96], "test_short_side": [96]},
+        "model": {"backbone": "tiny", "weights": "", "freeze_up_to": "conv1", "fc_width": 32, "dropout": 0.5},
+        "sampling": {"rois_per_batch": 32},
+        "solver": {"lr": 0.01, "steps": [6], "max_iterations": 8, "clip_gradient": 10.0},
+        "train": {"log_every": 2, "checkpoint_every": 3},
+        "output": str(tmp_path / "run"),
+    }

@@ -1,0 +1,53 @@
+"""Slow twins of the fast routines: loops only, written from the definition."""
+
+import math
+
+
+def iou(a, b):
+    """Intersection over union of two boxes (x1, y1, x2, y2), half open."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
+    return width * height / union
+
+
+def multi_task_loss(scores, deltas, labels, targets, weight):
+    """(softmax cross-entropy / R, weight * smooth L1 of the true class / R) of nested lists."""
+    loss_cls = loss_bbox = 0.0
+    for row, delta, label, target in zip(scores, deltas, labels, targets, strict=True):
+        top = max(row)
+        loss_cls += math.log(sum(math.exp(s - top) for s in row)) + top - row[label]
+        if label > 0:
+            for k in range(4):
+                d = abs(delta[4 * label + k] - target[k])
+                loss_bbox += 0.5 * d * d if d < 1 else d - 0.5
+    return loss_cls / len(labels), weight * loss_bbox / len(labels)
+
+
+def target_statistics(images, num_classes, foreground_iou, flip):
+    """Mean and deviation per class: images are (width, rois, objects, classes); flipped images are visited too."""
+    found = [[[] for _ in range(4)] for _ in range(num_classes)]
+    for width, rois, objects, classes in images:
+        for mirrored in (False, True) if flip else (False,):
+            def turn(b, mirrored=mirrored, width=width):
+                return (width - b[2], b[1], width - b[0], b[3]) if mirrored else b
+
+            for roi in map(turn, [*objects, *rois]):
+                overlaps = [iou(roi, turn(o)) for o in objects]
+                if not overlaps or max(overlaps) < foreground_iou:
+                    continue
+                nearest = overlaps.index(max(overlaps))
+                goal = turn(objects[nearest])
+                w, h, gw, gh = roi[2] - roi[0], roi[3] - roi[1], goal[2] - goal[0], goal[3] - goal[1]
+                dx = (goal[0] + gw / 2 - roi[0] - w / 2) / w
+                dy = (goal[1] + gh / 2 - roi[1] - h / 2) / h
+                for k, value in enumerate((dx, dy, math.log(gw / w), math.log(gh / h))):
+                    found[classes[nearest]][k].append(value)
+    mean = [[sum(v) / len(v) if v else 0.0 for v in row] for row in found]
+    deviation = [
+        [math.sqrt(sum((x - m) ** 2 for x in v) / len(v)) if v else 1.0 for v, m in zip(row, means, strict=True)]
+        for row, means in zip(found, mean, strict=True)
+    ]
+    return mean, deviation

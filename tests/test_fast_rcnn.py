@@ -1,0 +1,106 @@
+import math
+
+import pytest
+import torch
+
+from fastrcnn.config import ModelConfig
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.model.fast_rcnn import FastRCNN, dropout, rms, scaled_start
+from fastrcnn.model.losses import multi_task_loss
+
+ROIS = [torch.tensor([[0.0, 0, 30, 40], [10, 5, 60, 50]]), torch.tensor([[5.0, 5, 45, 30]])]
+
+
+def network(**changes) -> FastRCNN:
+    settings = {"backbone": "tiny", "weights": "", "freeze_up_to": "conv1", "fc_width": 24, "dropout": 0.5, **changes}
+    torch.manual_seed(0)
+    return FastRCNN(ModelConfig(**settings), num_classes=5)
+
+
+def images(*sizes):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(3, *size, generator=generator) for size in sizes]
+
+
+def outputs(model, pictures, seed=None):
+    return model([model.frozen_features(p) for p in pictures], ROIS, [1.0, 1.5], seed)
+
+
+def test_two_sibling_layers_for_every_roi():
+    scores, deltas = outputs(network(), images((64, 80), (96, 72)))
+    assert scores.shape == (3, 5) and deltas.shape == (3, 20)
+    assert scores.dtype == deltas.dtype == torch.float32
+
+
+def test_a_start_as_in_the_original():
+    model = network(fc_width=400)
+    assert model.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert model.bbox_pred.weight.std().item() == pytest.approx(0.001, rel=0.1)
+    assert not any(layer.bias.any() for layer in (model.fc6, model.fc7, model.cls_score, model.bbox_pred))
+
+
+def test_images_of_another_size_in_the_batch_change_nothing():
+    """No padding reaches the backbone; equal sizes share a call without mixing."""
+    model = network().eval()
+    with torch.no_grad():
+        for second in ((64, 80), (96, 72)):
+            pictures = images((64, 80), second)
+            alone = [model.features([p])[0] for p in pictures]
+            for a, b in zip(model.features(pictures), alone, strict=True):
+                assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_frozen_layers_get_no_gradient_and_all_others_do():
+    model = network()
+    scores, deltas = outputs(model, images((64, 80), (64, 80)), seed=1)
+    (scores.square().sum() + deltas.square().sum()).backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    assert without == {"backbone.conv1.weight", "backbone.conv1.bias"}
+
+
+def test_an_unknown_layer_to_freeze_is_named_with_the_valid_ones():
+    with pytest.raises(FastRCNNError, match=r"no layer 'conv9'.*conv1, relu1"):
+        network(freeze_up_to="conv9")
+
+
+def test_dropout_follows_its_seed_and_is_absent_without_one():
+    model, pictures = network(), images((64, 80), (64, 80))
+    with torch.no_grad():
+        a, b, other, without = (outputs(model, pictures, seed)[0] for seed in (7, 7, 8, None))
+        assert torch.equal(a, b) and not torch.equal(a, other)
+        assert torch.equal(without, outputs(network(dropout=0.0), pictures, 7)[0])
+
+
+def test_dropout_keeps_the_mean():
+    kept = dropout(torch.ones(200_000), 0.3, torch.Generator().manual_seed(0))
+    assert sorted(kept.unique().tolist()) == pytest.approx([0, 1 / 0.7])
+    assert kept.mean().item() == pytest.approx(1, abs=0.01)
+
+
+def test_scaled_start_puts_the_first_loss_at_ln_k():
+    """Features ten times too large for a plain start: its loss is far from ln K, the scaled start's is not."""
+    model = network(fc_width=256, dropout=0.0)
+    pooled = 12 * torch.randn(64, model.fc6.in_features, generator=torch.Generator().manual_seed(2)).relu()
+    labels, targets = torch.arange(64) % 5, torch.zeros(64, 4)
+
+    def first_loss():
+        scores, deltas = model.siblings(model.fully_connected(pooled))
+        return multi_task_loss(scores, deltas, labels, targets, 1.0)["loss_cls"].item()
+
+    with torch.no_grad():
+        assert first_loss() > 1.15 * math.log(5)
+        scaled_start(model, pooled)
+        assert first_loss() == pytest.approx(math.log(5), rel=0.15)
+        assert rms(model.fully_connected(pooled)) == pytest.approx(1, rel=0.01)
+
+
+def test_bfloat16_is_near_float32_and_stops_before_the_siblings():
+    model, pictures = network(), images((64, 80), (96, 72))
+    with torch.no_grad():
+        exact = outputs(model, pictures)
+        model.precision = "bfloat16"
+        assert model.features(pictures)[0].dtype == torch.bfloat16
+        rough = outputs(model, pictures)
+    for a, b in zip(exact, rough, strict=True):
+        assert b.dtype == torch.float32
+        assert not torch.equal(a, b) and (a - b).abs().max() < 0.05 * a.abs().max()

@@ -1,0 +1,197 @@
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastrcnn import config as configs
+from fastrcnn.data.loader import Batch
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import lock, read_tensors
+from fastrcnn.train import loop
+from fastrcnn.train.checkpoint import checkpoints
+from fastrcnn.train.loop import train
+
+
+def config_of(tree, output, **solver):
+    return configs.from_dict({**tree, "solver": {**tree["solver"], **solver}, "output": str(output)})
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = read_tensors(a)[0], read_tensors(b)[0]
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_leaves_all_it_should(tree, tmp_path):
+    evaluated = []
+    tree["train"]["eval_every"] = 4
+    config = config_of(tree, tmp_path / "run")
+    weights = train(config, evaluate=lambda path: evaluated.append(path) or 0.25)
+    folder = tmp_path / "run"
+    assert weights == folder / "model.safetensors" and evaluated == [weights] * 2
+    assert configs.load(folder / "config.yaml") == config
+    assert [p.name for p in checkpoints(folder)] == ["checkpoint_00000006.safetensors", "checkpoint_00000008.safetensors"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "loss" in line] == [2, 4, 6, 8]
+    assert [(line["iteration"], line["map"]) for line in lines if "map" in line] == [(4, 0.25), (8, 0.25)]
+    first = lines[0]
+    assert first["loss"] == pytest.approx(first["loss_cls"] + first["loss_bbox"], rel=1e-5)
+    assert {"fg_accuracy", "false_negatives", "foreground", "lr", "images_per_second"} <= first.keys()
+    assert [line["lr"] for line in lines if "lr" in line] == pytest.approx([0.01, 0.01, 0.01, 0.001])
+    assert (folder / "losses.png").stat().st_size > 1000
+    assert "8 images, 5 classes" in (folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("stop", "workers"), [(3, 0), (5, 1)])
+def test_resume_equals_the_unbroken_run_bit_for_bit(tree, tmp_path, stop, workers):
+    """With dropout, momentum, an lr step (6) and an epoch edge (8 entries of 2) inside; the number of workers differs."""
+    tree["image"]["flip"] = False
+    unbroken = train(config_of(tree, tmp_path / "a"))
+    train(config_of(tree, tmp_path / "b", max_iterations=stop))
+    tree["data"]["workers"] = workers
+    resumed = train(config_of(tree, tmp_path / "b"), resume=True)
+    assert same_weights(unbroken, resumed)
+    lines = [json.loads(line)["iteration"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == sorted(set(lines))
+
+
+def test_other_seeds_give_other_weights(tree, tmp_path):
+    first = train(config_of(tree, tmp_path / "a", max_iterations=2))
+    second = train(config_of({**tree, "seed": 4}, tmp_path / "b", max_iterations=2))
+    assert not same_weights(first, second)
+
+
+def test_a_run_is_not_overwritten(tree, tmp_path):
+    config = config_of(tree, tmp_path / "run", max_iterations=1)
+    train(config)
+    with pytest.raises(FastRCNNError, match="holds a run already; add --resume"):
+        train(config)
+    with lock(tmp_path / "run" / ".lock", "x"), pytest.raises(FastRCNNError, match="in use by another process"):
+        train(config, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"solver": {"lr": 0.5}}, "solver.lr was 0.01, is 0.5"),
+        ({"seed": 9}, "seed was 3, is 9"),
+        ({"data": {"drop_difficult": True}}, "data.drop_difficult was False, is True"),
+        ({"sampling": {"rois_per_batch": 16}}, "sampling.rois_per_batch was 32, is 16"),
+    ],
+)
+def test_resume_refuses_other_settings(tree, tmp_path, change, words):
+    config = config_of(tree, tmp_path / "run", max_iterations=2)
+    train(config)
+    other = configs.from_dict(configs._merge(configs.to_dict(config), change))
+    with pytest.raises(FastRCNNError, match=words):
+        train(other, resume=True)
+
+
+def test_resume_refuses_other_data_and_a_shorter_run(tree, tmp_path, shapes):
+    train(config_of(tree, tmp_path / "run", max_iterations=3))
+    with pytest.raises(FastRCNNError, match="has 3 iterations already"):
+        train(config_of(tree, tmp_path / "run", max_iterations=2), resume=True)
+    proposals = json.loads((shapes / "proposals.json").read_text())
+    changed = next(iter(proposals["proposals"].values()))
+    changed[0][2] -= 1
+    original = (shapes / "proposals.json").read_text()
+    (shapes / "proposals.json").write_text(json.dumps(proposals))
+    try:
+        with pytest.raises(FastRCNNError, match="other images, boxes or proposals"):
+            train(config_of(tree, tmp_path / "run"), resume=True)
+    finally:
+        (shapes / "proposals.json").write_text(original)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_iteration_saves_and_stops(tree, tmp_path, number):
+    tree["train"]["checkpoint_every"] = 1000
+    config = config_of(tree, tmp_path / "run", max_iterations=100_000)
+
+    def send():
+        while not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    threading.Thread(target=send).start()
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert signal.getsignal(number) == before
+    (saved,) = checkpoints(tmp_path / "run")
+    done = int(saved.stem.split("_")[1])
+    resumed = train(config_of(tree, tmp_path / "run", max_iterations=done + 2), resume=True)
+    assert same_weights(resumed, train(config_of(tree, tmp_path / "unbroken", max_iterations=done + 2)))
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tree, tmp_path, caplog):
+    unbroken = train(config_of(tree, tmp_path / "a"))
+    train(config_of(tree, tmp_path / "b", max_iterations=6))
+    newest = checkpoints(tmp_path / "b")[-1]
+    content = bytearray(newest.read_bytes())
+    content[-5] ^= 0x40  # one bit of one weight: still a whole safetensors file
+    newest.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        resumed = train(config_of(tree, tmp_path / "b"), resume=True)
+    assert f"{newest.name}: is damaged: its checksum" in caplog.text
+    assert same_weights(unbroken, resumed)
+
+    for path in checkpoints(tmp_path / "b"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(FastRCNNError, match="every checkpoint is damaged"):
+        train(config_of(tree, tmp_path / "b"), resume=True)
+
+
+def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tree, tmp_path, monkeypatch):
+    train(config_of(tree, tmp_path / "run", max_iterations=3))
+    before = checkpoints(tmp_path / "run")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastrcnn.train.checkpoint.write_tensors", lambda *a: _raise_full(full, *a))
+        with pytest.raises(FastRCNNError, match="No space left on device"):
+            train(config_of(tree, tmp_path / "run"), resume=True)
+    assert checkpoints(tmp_path / "run") == before
+    assert same_weights(train(config_of(tree, tmp_path / "run"), resume=True), train(config_of(tree, tmp_path / "b")))
+
+
+def _raise_full(full, path, *_):
+    from unittest.mock import patch
+
+    from fastrcnn.files import atomic_write
+
+    with patch("os.fsync", full), atomic_write(path) as file:
+        file.write(b"x")
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_images_named(tree, tmp_path, monkeypatch):
+    original = Batch.to
+
+    def poison(batch, device):
+        batch = original(batch, device)
+        if batch.iteration == 4:
+            batch.images[0].fill_(float("nan"))
+        return batch
+
+    monkeypatch.setattr(Batch, "to", poison)
+    with pytest.raises(FastRCNNError, match=r"iteration 4: \w+ is nan on images \d+, \d+.*solver\.lr"):
+        train(config_of(tree, tmp_path / "run"))
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["checkpoint_00000003.safetensors"]
+
+
+def test_training_that_goes_nowhere_is_warned_of(caplog):
+    watch = loop._Watch()
+    for i in range(100):
+        watch.check(i, ["a"], {"loss": 0.1, "foreground": 0})
+    assert "no foreground RoI for 100 iterations" in caplog.text
+    assert "ten times" not in caplog.text
+    for i in range(100, 140):
+        watch.check(i, ["a"], {"loss": 2.0, "foreground": 3})
+    assert caplog.text.count("is over ten times its lowest, 0.100") == 1

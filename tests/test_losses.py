@@ -1,0 +1,56 @@
+import math
+
+import pytest
+import torch
+
+from fastrcnn.model.losses import diagnostics, multi_task_loss
+from oracles import multi_task_loss as slow_loss
+
+
+def example(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([2, 0, 1, 0, 2])
+    scores = torch.randn(5, 3, generator=generator).to(dtype)
+    deltas = 2 * torch.randn(5, 12, generator=generator).to(dtype)  # on both sides of smooth L1's bend
+    targets = torch.randn(5, 4, generator=generator).to(dtype)
+    return scores, deltas, labels, targets
+
+
+def test_losses_are_those_of_the_loop():
+    scores, deltas, labels, targets = example()
+    losses = multi_task_loss(scores, deltas, labels, targets, 0.7)
+    expected = slow_loss(scores.tolist(), deltas.tolist(), labels.tolist(), targets.tolist(), 0.7)
+    assert losses["loss_cls"].item() == pytest.approx(expected[0], rel=1e-5)
+    assert losses["loss_bbox"].item() == pytest.approx(expected[1], rel=1e-5)
+
+
+def test_gradients_are_right():
+    scores, deltas, labels, targets = example(torch.float64)
+    inputs = (scores.requires_grad_(), deltas.requires_grad_())
+
+    assert torch.autograd.gradcheck(lambda s, d: sum(multi_task_loss(s, d, labels, targets, 1.0).values()), inputs)
+
+
+def test_only_the_box_of_the_true_class_learns():
+    scores, deltas, labels, targets = example()
+    deltas.requires_grad_()
+    multi_task_loss(scores, deltas, labels, targets, 1.0)["loss_bbox"].backward()
+    touched = deltas.grad.reshape(5, 3, 4).ne(0).any(dim=2)
+    assert touched.tolist() == [[k == label and k > 0 for k in range(3)] for label in labels.tolist()]
+
+
+def test_background_only_and_nothing():
+    scores, deltas = torch.zeros(3, 4), torch.ones(3, 16)
+    losses = multi_task_loss(scores, deltas, torch.zeros(3, dtype=torch.int64), torch.zeros(3, 4), 1.0)
+    assert losses["loss_cls"].item() == pytest.approx(math.log(4)) and losses["loss_bbox"].item() == 0
+    nothing = multi_task_loss(scores[:0], deltas[:0], torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), 1.0)
+    assert nothing["loss_cls"].item() == 0 and nothing["loss_bbox"].item() == 0
+
+
+def test_diagnostics_by_hand():
+    scores = torch.eye(3)[torch.tensor([0, 1, 2, 1, 0])]
+    found = diagnostics(scores, torch.tensor([0, 1, 1, 2, 2]))
+    assert found["accuracy"] == pytest.approx(2 / 5)
+    assert found["fg_accuracy"] == pytest.approx(1 / 4)
+    assert found["false_negatives"] == pytest.approx(1 / 4)
+    assert found["foreground"] == 4

@@ -1,0 +1,126 @@
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from fastrcnn import boxes as box_ops
+from fastrcnn.config import ImageConfig, SamplingConfig
+from fastrcnn.data.annotations import ImageRecord
+from fastrcnn.data.sampling import dropout_seed, plan_batch, sample_rois, target_statistics
+from oracles import iou as slow_iou
+from oracles import target_statistics as slow_statistics
+
+
+def random_boxes(rng, count, side=200):
+    corner = rng.uniform(0, side - 40, (count, 2)).round()
+    return torch.from_numpy(np.hstack((corner, corner + rng.uniform(8, 40, (count, 2)).round()))).float()
+
+
+def scene(seed, objects=3, proposals=300):
+    rng = np.random.default_rng(seed)
+    gt = random_boxes(rng, objects)
+    near = gt.repeat(20, 1) + torch.from_numpy(rng.uniform(-6, 6, (20 * objects, 4)).round()).float()
+    boxes = torch.cat((random_boxes(rng, proposals), near[box_ops.nonempty(near)]))
+    return boxes, gt, torch.from_numpy(rng.integers(1, 5, objects))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sampled_rois_are_what_the_paper_says(seed):
+    """Every drawn RoI is looked at: its kind by the loop's IoU, its label, its target, and that none stands twice."""
+    proposals, gt, classes = scene(seed)
+    config = SamplingConfig(rois_per_batch=64)
+    drawn = sample_rois(proposals, gt, classes, config, np.random.default_rng(seed))
+    pool = torch.cat((gt, proposals)).tolist()
+    assert len(drawn.boxes) <= 32
+    for box, label, target in zip(drawn.boxes.tolist(), drawn.labels.tolist(), drawn.bbox_targets, strict=True):
+        overlaps = [slow_iou(box, g) for g in gt.tolist()]
+        nearest = overlaps.index(max(overlaps))
+        assert box in pool
+        if label:
+            assert max(overlaps) >= 0.5
+            assert label == classes[nearest]
+            moved = box_ops.decode(torch.tensor([box]), target[None])[0, 0]
+            assert torch.allclose(moved, gt[nearest], atol=1e-3)
+        else:
+            assert 0.1 <= max(overlaps) < 0.5
+            assert target.tolist() == [0, 0, 0, 0]
+    assert (drawn.labels > 0).sum() == 8
+    times = {tuple(b): pool.count(b) for b in drawn.boxes.tolist()}
+    assert all(drawn.boxes.tolist().count(list(b)) <= n for b, n in times.items())
+
+
+def test_a_quarter_is_foreground_and_background_fills_up():
+    proposals, gt, classes = scene(0)
+    few = sample_rois(proposals[:0], gt, classes, SamplingConfig(), np.random.default_rng(0))
+    assert torch.equal(few.boxes, gt) and torch.equal(few.labels, classes)  # the objects are RoIs; no background is left
+    many = sample_rois(proposals, gt, classes, SamplingConfig(foreground_fraction=0.0), np.random.default_rng(0))
+    assert (many.labels == 0).all() and len(many.labels) > 16
+
+
+def test_thresholds_are_met_exactly():
+    """IoU 0.5 is foreground, 0.1 is background, and just below 0.1 is neither."""
+    gt = torch.tensor([[0.0, 0, 100, 100]])
+    proposals = torch.tensor([[0.0, 0, 100, 50], [0, 0, 10, 100], [0, 0, 9, 100]])
+    drawn = sample_rois(proposals, gt, torch.tensor([3]), SamplingConfig(), np.random.default_rng(0))
+    assert sorted(map(tuple, drawn.boxes[drawn.labels == 3].tolist())) == [(0, 0, 100, 50), (0, 0, 100, 100)]
+    assert drawn.boxes[drawn.labels == 0].tolist() == [[0, 0, 10, 100]]
+
+
+def test_an_image_without_objects_gives_background_only():
+    proposals, _, _ = scene(1)
+    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    drawn = sample_rois(proposals, *nothing, SamplingConfig(), np.random.default_rng(0))
+    assert len(drawn.boxes) == 64 and not drawn.labels.any() and not drawn.bbox_targets.any()
+    none = sample_rois(proposals[:0], *nothing, SamplingConfig(), np.random.default_rng(0))
+    assert none.boxes.shape == (0, 4)
+
+
+@given(st.integers(1, 9), st.integers(1, 3), st.booleans(), st.integers(0, 2**32))
+def test_an_epoch_shows_each_image_once(images, per_batch, flip, seed):
+    entries = images * (1 + flip)
+    config = ImageConfig(flip=flip)
+    if entries < per_batch:
+        return
+    shown = [
+        (plan.index, plan.flip)
+        for i in range(entries // per_batch)
+        for plan in plan_batch(seed, i, images, config, per_batch)
+    ]
+    assert len(shown) == len(set(shown)) == entries // per_batch * per_batch
+    assert all(index < images for index, _ in shown)
+
+
+def test_a_batch_is_a_function_of_seed_and_iteration():
+    config = ImageConfig(train_short_side=[480, 600])
+    batches = [plan_batch(3, i, 50, config, 2) for i in range(200)]
+    assert batches == [plan_batch(3, i, 50, config, 2) for i in range(200)]
+    assert batches != [plan_batch(4, i, 50, config, 2) for i in range(200)]
+    assert batches[:50] != batches[50:100]  # the next epoch has another order
+    assert {plan.short_side for batch in batches for plan in batch} == {480, 600}
+    seeds = [plan.roi_seed for batch in batches for plan in batch] + [dropout_seed(3, i) for i in range(200)]
+    assert len(set(seeds)) == 600
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_target_statistics_are_those_of_the_loop(flip):
+    records, proposals, images = [], {}, []
+    for seed in range(4):
+        boxes, gt, classes = scene(seed, objects=2, proposals=40)
+        proposals[str(seed)] = boxes.numpy()
+        difficult = np.zeros(2, bool)
+        records.append(ImageRecord(str(seed), None, 200, 200, gt.numpy(), classes.numpy(), difficult, None))
+        images.append((200, boxes.tolist(), gt.tolist(), classes.tolist()))
+    records.append(ImageRecord("empty", None, 9, 9, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), difficult, None))
+    found = target_statistics(records, proposals, 6, 0.5, flip)
+    mean, deviation = slow_statistics(images, 6, 0.5, flip)
+    assert torch.allclose(found.mean, torch.tensor(mean), atol=1e-5)
+    assert torch.allclose(found.deviation, torch.tensor(deviation).clamp(min=0.01), atol=1e-5)
+
+
+def test_a_class_with_one_roi_has_a_deviation_to_divide_by():
+    gt = np.array([[10, 10, 50, 50]], np.float32)
+    record = ImageRecord("a", None, 100, 100, gt, np.array([1]), np.zeros(1, bool), None)
+    found = target_statistics([record], {"a": np.zeros((0, 4), np.float32)}, 3, 0.5, flip=False)
+    assert found.deviation[1].tolist() == pytest.approx([0.01] * 4)
+    assert found.deviation[2].tolist() == [1] * 4

@@ -1,0 +1,70 @@
+"""Fast R-CNN from nothing to detections in minutes: draws pictures, then runs the tools on them as a user would."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from _common import parser, run
+
+CONFIG, DATA, RUN = "configs/demo.yaml", Path("data/shapes"), Path("runs/demo")
+TRAIN, TEST, SEED = 300, 100, 1
+SHOWN = 12  # test pictures on the contact sheet
+LEAST_MAP = 0.80  # what this network reaches on pictures it has not seen; less means that something is broken
+
+
+def main() -> None:
+    parser(__doc__).parse_args()
+
+    from fastrcnn.data.images import read_image
+    from fastrcnn.data.shapes import make_shapes
+    from fastrcnn.detect.drawing import contact_sheet, write_image
+    from fastrcnn.errors import FastRCNNError
+
+    started = time.monotonic()
+    print(f"Drawing {TRAIN} pictures to train on and {TEST} to test on, into {DATA}")
+    make_shapes(DATA, TRAIN, TEST, SEED)
+    shutil.rmtree(RUN, ignore_errors=True)  # the demo's own, made anew each time
+    weights, compressed, found = RUN / "model.safetensors", RUN / "compressed.safetensors", RUN / "detections"
+    tool("proposals.py", CONFIG)
+    tool("train.py", CONFIG)
+    tool("test.py", CONFIG, weights)
+    tool("compress.py", weights, compressed, "--fc6", 64, "--fc7", 32)
+    tool("test.py", CONFIG, compressed, "--output", RUN / "results_compressed")
+    ids = (DATA / "ImageSets/Main/test.txt").read_text().split()[:SHOWN]
+    tool("detect.py", weights, *(DATA / f"JPEGImages/{i}.jpg" for i in ids), "--output", found)
+    sheet = RUN / "detections.png"
+    write_image(sheet, contact_sheet([read_image(found / f"{i}.jpg") for i in ids], columns=4, titles=ids))
+
+    before, after = (json.loads((RUN / folder / "results.json").read_text())["map"] for folder in ("results", "results_compressed"))
+    print(
+        f"""
+Done in {time.monotonic() - started:.0f} s. mAP on {TEST} pictures the network has not seen: {before:.3f}; compressed: {after:.3f}
+
+  {sheet}                    detections on {SHOWN} of them
+  {RUN}/results/precision_recall.png   precision and recall of each class
+  {RUN}/losses.png                     the losses of training
+  {weights}              the network, its class list and its settings
+
+Next, on a picture of your own:   {sys.executable} tools/detect.py {weights} PICTURE
+Next, on PASCAL VOC or boxes of your own: see README.md
+"""
+    )
+    if before < LEAST_MAP:
+        raise FastRCNNError(f"{weights}: mAP is {before:.3f}; it should be at least {LEAST_MAP}")
+
+
+def tool(name: str, *args: object) -> None:
+    """Run one of the tools, showing the command; stop with its exit code if it fails."""
+    words = [f"tools/{name}", *map(str, args)]
+    shown = " ".join(words) if len(words) < 8 else " ".join(words[:3]) + " ... " + " ".join(words[-2:])
+    print(f"\n$ python {shown}", flush=True)
+    code = subprocess.run([sys.executable, *words], check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -10,7 +10,7 @@ import difflib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -25,11 +25,14 @@ class ConfigError(FastRCNNError):
 
 @dataclass
 class DataSetConfig:
-    """One set of annotated images. `train` and `test` are lists of these; several are joined in one run."""
+    """One set of annotated images. `train` and `test` are lists of these; several are joined in one run.
+
+    Paths are relative to the working folder.
+    """
 
     format: str = "voc"  # voc: root/{Annotations,ImageSets/Main,JPEGImages}; folder: images with XML beside or apart
     root: str = "data/VOCdevkit/VOC2007"  # voc: the folder of one year; folder: where the images are
-    split: str = ""  # voc: a list in ImageSets/Main, such as trainval
+    split: str = ""  # voc: a list in ImageSets/Main, such as trainval; folder: a text file of image names, or all
     annotations: str = ""  # folder: where the XML files are, if not beside the images
     proposals: str = ""  # .safetensors of tools/proposals.py, .mat as published, .npz or .json of one's own
     download: bool = False  # voc: fetch the archive through torchvision when root is absent
@@ -252,9 +255,12 @@ def _check_keys(tree: Any, schema: type, source: str, prefix: str) -> None:
         kind = fields[key].type
         if dataclasses.is_dataclass(kind):
             _check_keys(value, kind, source, f"{prefix}{key}.")
+        elif get_origin(kind) is not list:
+            if isinstance(value, dict | list):
+                raise ConfigError(f"{source}: {prefix}{key}: must be a single value, not {value!r}")
+        elif not isinstance(value, list):
+            raise ConfigError(f"{source}: {prefix}{key}: must be a list, not {value!r}")
         elif kind == list[DataSetConfig]:
-            if not isinstance(value, list):
-                raise ConfigError(f"{source}: {prefix}{key}: must be a list of data sets, not {value!r}")
             for i, item in enumerate(value):
                 _check_keys(item, DataSetConfig, source, f"{prefix}{key}.{i}.")
 

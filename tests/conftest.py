@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from fastrcnn import config as configs
 from fastrcnn.data.annotations import read_data_sets
 from fastrcnn.data.shapes import CLASSES, make_shapes
 
 torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives
+settings.register_profile("fastrcnn", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # busy machines
+settings.load_profile("fastrcnn")
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +47,7 @@ def _proposals(root: Path) -> dict:
 @pytest.fixture
 def tree(shapes, tmp_path) -> dict:
     """A configuration as nested dictionaries: the tiny network on the made set, one run folder under tmp_path."""
+
     def dataset(split: str) -> dict:
         return {"root": str(shapes), "split": split, "proposals": str(shapes / "proposals.json")}
 

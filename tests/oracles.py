@@ -31,6 +31,7 @@ def target_statistics(images, num_classes, foreground_iou, flip):
     found = [[[] for _ in range(4)] for _ in range(num_classes)]
     for width, rois, objects, classes in images:
         for mirrored in (False, True) if flip else (False,):
+
             def turn(b, mirrored=mirrored, width=width):
                 return (width - b[2], b[1], width - b[0], b[3]) if mirrored else b
 

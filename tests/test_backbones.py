@@ -28,7 +28,9 @@ def test_vgg16_computes_what_torchvision_s_does():
     backbone = backbones.vgg16()
     with torch.device("meta"):
         reference = torchvision_vgg16(weights=None).features[:-1]
-    reference.load_state_dict(dict(zip(reference.state_dict(), backbone.state_dict().values(), strict=True)), assign=True)
+    reference.load_state_dict(
+        dict(zip(reference.state_dict(), backbone.state_dict().values(), strict=True)), assign=True
+    )
     image = torch.randn(1, 3, 32, 48)
     with torch.no_grad():
         assert torch.equal(backbone(image), reference(image))

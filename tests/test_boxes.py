@@ -2,9 +2,9 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
+from oracles import iou as slow_iou
 
 from fastrcnn import boxes as box_ops
-from oracles import iou as slow_iou
 
 
 @st.composite
@@ -84,6 +84,8 @@ def test_nonempty_is_false_for_nan():
 
 
 def test_statistics_normalise_by_class():
-    statistics = box_ops.TargetStatistics(torch.tensor([[0.0] * 4, [1, 0, 0, 0]]), torch.tensor([[1.0] * 4, [2, 1, 1, 1]]))
+    statistics = box_ops.TargetStatistics(
+        torch.tensor([[0.0] * 4, [1, 0, 0, 0]]), torch.tensor([[1.0] * 4, [2, 1, 1, 1]])
+    )
     targets, labels = torch.tensor([[5.0, 1, 1, 1], [5, 1, 1, 1]]), torch.tensor([0, 1])
     assert statistics.normalise(targets, labels).tolist() == [[5, 1, 1, 1], [2, 1, 1, 1]]

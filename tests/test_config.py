@@ -106,7 +106,12 @@ def test_overrides_that_make_no_sense(tmp_path, override):
 def test_files_that_are_no_configuration(tmp_path):
     with pytest.raises(ConfigError, match=r"absent\.yaml: no such"):
         configs.load(tmp_path / "absent.yaml")
-    for name, content in (("list.yaml", b"[1]"), ("bad.yaml", b"a: [1"), ("latin.yaml", b"\xff\xfe\x00"), ("tag.yaml", b"!!python/object:os.system x")):
+    for name, content in (
+        ("list.yaml", b"[1]"),
+        ("bad.yaml", b"a: [1"),
+        ("latin.yaml", b"\xff\xfe\x00"),
+        ("tag.yaml", b"!!python/object:os.system x"),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match=name):
             configs.load(tmp_path / name)

@@ -41,7 +41,10 @@ def test_boxes_move_with_a_flipped_image(dataset):
         start = 0
         for plan, rois, image, scale in zip(
             plan_batch(config.seed, iteration, len(dataset.records), config.image, 2),
-            batch.rois, batch.images, batch.scales, strict=True,
+            batch.rois,
+            batch.images,
+            batch.scales,
+            strict=True,
         ):
             record = dataset.records[plan.index]
             labels = batch.labels[start : start + len(rois)]

@@ -35,7 +35,10 @@ def test_a_run_leaves_all_it_should(tree, tmp_path):
     folder = tmp_path / "run"
     assert weights == folder / "model.safetensors" and evaluated == [weights] * 2
     assert configs.load(folder / "config.yaml") == config
-    assert [p.name for p in checkpoints(folder)] == ["checkpoint_00000006.safetensors", "checkpoint_00000008.safetensors"]
+    assert [p.name for p in checkpoints(folder)] == [
+        "checkpoint_00000006.safetensors",
+        "checkpoint_00000008.safetensors",
+    ]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines if "loss" in line] == [2, 4, 6, 8]
     assert [(line["iteration"], line["map"]) for line in lines if "map" in line] == [(4, 0.25), (8, 0.25)]
@@ -49,7 +52,7 @@ def test_a_run_leaves_all_it_should(tree, tmp_path):
 
 @pytest.mark.parametrize(("stop", "workers"), [(3, 0), (5, 1)])
 def test_resume_equals_the_unbroken_run_bit_for_bit(tree, tmp_path, stop, workers):
-    """With dropout, momentum, an lr step (6) and an epoch edge (8 entries of 2) inside; the number of workers differs."""
+    """With dropout, momentum, an lr step (at 6) and an epoch edge (at 4) inside, and another number of workers."""
     tree["image"]["flip"] = False
     unbroken = train(config_of(tree, tmp_path / "a"))
     train(config_of(tree, tmp_path / "b", max_iterations=stop))
@@ -114,7 +117,8 @@ def test_a_signal_finishes_the_iteration_saves_and_stops(tree, tmp_path, number)
     config = config_of(tree, tmp_path / "run", max_iterations=100_000)
 
     def send():
-        while not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text():
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while not metrics.exists() or not metrics.read_text():
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 

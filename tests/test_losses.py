@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
+from oracles import multi_task_loss as slow_loss
 
 from fastrcnn.model.losses import diagnostics, multi_task_loss
-from oracles import multi_task_loss as slow_loss
 
 
 def example(dtype=torch.float32):

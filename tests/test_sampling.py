@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from oracles import iou as slow_iou
+from oracles import target_statistics as slow_statistics
 
 from fastrcnn import boxes as box_ops
 from fastrcnn.config import ImageConfig, SamplingConfig
 from fastrcnn.data.annotations import ImageRecord
 from fastrcnn.data.sampling import dropout_seed, plan_batch, sample_rois, target_statistics
-from oracles import iou as slow_iou
-from oracles import target_statistics as slow_statistics
 
 
 def random_boxes(rng, count, side=200):
@@ -53,7 +53,9 @@ def test_sampled_rois_are_what_the_paper_says(seed):
 def test_a_quarter_is_foreground_and_background_fills_up():
     proposals, gt, classes = scene(0)
     few = sample_rois(proposals[:0], gt, classes, SamplingConfig(), np.random.default_rng(0))
-    assert torch.equal(few.boxes, gt) and torch.equal(few.labels, classes)  # the objects are RoIs; no background is left
+    assert torch.equal(few.boxes, gt) and torch.equal(
+        few.labels, classes
+    )  # the objects are RoIs; no background is left
     many = sample_rois(proposals, gt, classes, SamplingConfig(foreground_fraction=0.0), np.random.default_rng(0))
     assert (many.labels == 0).all() and len(many.labels) > 16
 
@@ -111,7 +113,9 @@ def test_target_statistics_are_those_of_the_loop(flip):
         difficult = np.zeros(2, bool)
         records.append(ImageRecord(str(seed), None, 200, 200, gt.numpy(), classes.numpy(), difficult, None))
         images.append((200, boxes.tolist(), gt.tolist(), classes.tolist()))
-    records.append(ImageRecord("empty", None, 9, 9, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), difficult, None))
+    records.append(
+        ImageRecord("empty", None, 9, 9, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), difficult, None)
+    )
     found = target_statistics(records, proposals, 6, 0.5, flip)
     mean, deviation = slow_statistics(images, 6, 0.5, flip)
     assert torch.allclose(found.mean, torch.tensor(mean), atol=1e-5)

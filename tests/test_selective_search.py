@@ -66,7 +66,7 @@ def in_threads(monkeypatch):
         searched.append(image_id)
         return search_one(image_id, path, config)
 
-    monkeypatch.setattr(ss, "_workers", workers)
+    monkeypatch.setattr(ss, "workers", workers)
     monkeypatch.setattr(ss, "_search_one", counted)
     return searched
 

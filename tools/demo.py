@@ -38,20 +38,20 @@ def main() -> None:
     sheet = RUN / "detections.png"
     write_image(sheet, contact_sheet([read_image(found / f"{i}.jpg") for i in ids], columns=4, titles=ids))
 
-    before, after = (json.loads((RUN / folder / "results.json").read_text())["map"] for folder in ("results", "results_compressed"))
-    print(
-        f"""
-Done in {time.monotonic() - started:.0f} s. mAP on {TEST} pictures the network has not seen: {before:.3f}; compressed: {after:.3f}
-
-  {sheet}                    detections on {SHOWN} of them
-  {RUN}/results/precision_recall.png   precision and recall of each class
-  {RUN}/losses.png                     the losses of training
-  {weights}              the network, its class list and its settings
-
-Next, on a picture of your own:   {sys.executable} tools/detect.py {weights} PICTURE
-Next, on PASCAL VOC or boxes of your own: see README.md
-"""
+    before, after = (
+        json.loads((RUN / folder / "results.json").read_text())["map"] for folder in ("results", "results_compressed")
     )
+    seconds = time.monotonic() - started
+    print(f"\nDone in {seconds:.0f} s. mAP on {TEST} pictures it has not seen: {before:.3f}; compressed: {after:.3f}")
+    for path, what in (
+        (sheet, f"detections on {SHOWN} of them"),
+        (RUN / "results/precision_recall.png", "precision and recall of each class"),
+        (RUN / "losses.png", "the losses of training"),
+        (weights, "the network, its class list and its settings"),
+    ):
+        print(f"  {str(path):42} {what}")
+    print(f"\nNext, a picture of your own:  {sys.executable} tools/detect.py {weights} PICTURE")
+    print("Next, PASCAL VOC or boxes of your own:  see README.md")
     if before < LEAST_MAP:
         raise FastRCNNError(f"{weights}: mAP is {before:.3f}; it should be at least {LEAST_MAP}")
 

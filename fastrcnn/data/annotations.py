@@ -73,14 +73,13 @@ def read_data_sets(
     datasets: list[DataSetConfig],
     data: DataConfig,
     classes: list[str],
-    training: bool = False,
     problems: list[Problem] | None = None,
 ) -> list[ImageRecord]:
     """The images of several data sets, joined, in the order of their lists.
 
-    Reads each XML file and each image's header. `training` applies drop_difficult and drop_empty; evaluation needs
-    all. What was clipped, skipped, ignored or noted is logged by kind and appended to `problems`. Raises FastRCNNError
-    for the first thing that is an error under `data`, for an id that stands twice, and for sets without images.
+    Reads each XML file and each image's header. What was clipped, skipped, ignored or noted is logged by kind and
+    appended to `problems`. Raises FastRCNNError for the first thing that is an error under `data`, for an id that
+    stands twice, and for sets without images.
     """
     index = class_index(classes)
     found: list[Problem] = []
@@ -97,11 +96,9 @@ def read_data_sets(
             found += new
             files[entry.id] = record.path
             records.append(record)
-    _log_problems(found)
+    log_problems(found)
     if problems is not None:
         problems += found
-    if training:
-        records = _for_training(records, data)
     if not records:
         names = ", ".join(f"{dataset.root} {dataset.split}".strip() for dataset in datasets)
         raise FastRCNNError(f"{names or 'the list of data sets'}: holds no images; check the root and the split")
@@ -119,11 +116,17 @@ def twice(record: ImageRecord, first: Path) -> Problem:
     return Problem("duplicate id", record.path, None, text)
 
 
-def _for_training(records: list[ImageRecord], data: DataConfig) -> list[ImageRecord]:
+def for_training(records: list[ImageRecord], data: DataConfig) -> list[ImageRecord]:
+    """The records without what drop_difficult and drop_empty leave out; evaluation needs all.
+
+    Raises FastRCNNError when nothing is left.
+    """
     if data.drop_difficult:
         records = [_without_difficult(r) if r.difficult.any() else r for r in records]
     if data.drop_empty:
         records = [r for r in records if len(r.boxes)]
+    if not records:
+        raise FastRCNNError("data.train: holds no images with objects to train on; check classes, or data.drop_empty")
     return records
 
 
@@ -133,7 +136,8 @@ def _without_difficult(r: ImageRecord) -> ImageRecord:
     return ImageRecord(r.id, r.path, r.width, r.height, *kept, r.annotation)
 
 
-def _log_problems(problems: list[Problem]) -> None:
+def log_problems(problems: list[Problem]) -> None:
+    """Warn of each kind once, with its number and the first of its kind."""
     for (kind, outcome), count in Counter((p.kind, p.outcome) for p in problems).items():
         first = next(p for p in problems if p.kind == kind and p.outcome == outcome)
         log.warning("%s: %d %s; the first: %s", kind, count, outcome, first)

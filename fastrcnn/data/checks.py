@@ -16,9 +16,9 @@ from tqdm import tqdm
 from fastrcnn.config import Config, DataSetConfig
 from fastrcnn.data.annotations import ImageRecord, Problem, class_index, list_entries, read_entry, twice
 from fastrcnn.data.images import FORMATS, orientation, read_image
+from fastrcnn.data.processes import cores, workers
 from fastrcnn.data.proposal_formats import DIGEST_SIZE
 from fastrcnn.data.proposals import Proposals, find_problems, read_proposals
-from fastrcnn.data.selective_search import _cores, _workers
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.recall import SIZES, Recall, proposal_recall
 
@@ -75,7 +75,7 @@ def check(config: Config, processes: int | None = None) -> Report:
             sets.append((part, dataset, records))
 
     paths = {part: [r.path for p, _, records in sets if p == part for r in records] for part in ("train", "test")}
-    pixels = _decode_all(sorted({*paths["train"], *paths["test"]}), processes or _cores())
+    pixels = _decode_all(sorted({*paths["train"], *paths["test"]}), processes or cores())
     findings += [finding for seen in pixels.values() for finding in seen.findings]
     findings += _same_pictures(paths, {path: seen.digest for path, seen in pixels.items()})
 
@@ -169,7 +169,7 @@ class Pixels:
 
 def _decode_all(paths: list[Path], processes: int) -> dict[Path, Pixels]:
     processes = max(min(processes, len(paths) // 64), 1)  # a process takes as long to start as to decode some hundred
-    with nullcontext() if processes == 1 else _workers(processes) as pool:
+    with nullcontext() if processes == 1 else workers(processes) as pool:
         results = map(_decode, paths) if pool is None else pool.map(_decode, paths, chunksize=16)
         bar = tqdm(results, total=len(paths), desc="images", unit="image", leave=False)
         try:

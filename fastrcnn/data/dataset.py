@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fastrcnn.config import Config, DataSetConfig
-from fastrcnn.data.annotations import ImageRecord, Problem, read_data_sets, twice
+from fastrcnn.data.annotations import ImageRecord, Problem, for_training, read_data_sets, twice
 from fastrcnn.data.proposals import open_proposals
 from fastrcnn.errors import FastRCNNError
 
@@ -17,14 +17,14 @@ def open_data(
 ) -> tuple[list[ImageRecord], Mapping[str, np.ndarray]]:
     """Read all annotations and open all proposals (image id -> float32 [P, 4], image pixels).
 
-    `training` and `problems` are those of read_data_sets.
+    `training` leaves out what drop_difficult and drop_empty say; `problems` takes what was clipped, skipped or ignored.
 
     Raises FastRCNNError for what read_data_sets and open_proposals refuse, and for an image in two of the sets.
     """
     records: dict[str, ImageRecord] = {}
     stores = []
     for dataset in datasets:
-        new = read_data_sets([dataset], config.data, config.classes, training, problems)
+        new = read_data_sets([dataset], config.data, config.classes, problems)
         for record in new:
             if record.id in records:
                 raise FastRCNNError(str(twice(record, records[record.id].path)))
@@ -35,4 +35,5 @@ def open_data(
                 "make it with tools/proposals.py"
             )
         stores.append(open_proposals(Path(dataset.proposals), new, config.proposals))
-    return list(records.values()), ChainMap(*stores)
+    joined = list(records.values())
+    return for_training(joined, config.data) if training else joined, ChainMap(*stores)

@@ -10,13 +10,16 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 
 from fastrcnn.errors import FastRCNNError
+
+if TYPE_CHECKING:
+    import torch
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # compare with Path.suffix.lower()
 
@@ -135,7 +138,7 @@ def image_scale(width: int, height: int, short_side: int, long_side: int) -> flo
 
 def prepare_image(
     image: np.ndarray, scale: float, mean: Sequence[float], deviation: Sequence[float], flip: bool = False
-) -> torch.Tensor:
+) -> "torch.Tensor":
     """The network's input, float32 [3, h, w] in scaled pixels, from RGB uint8 [H, W, 3].
 
     Mirrored left to right if `flip`, normalised with `mean` and `deviation` (RGB, in units of pixel values 0..255), and
@@ -153,4 +156,6 @@ def prepare_image(
         resized = cv2.resize(normalised, size, interpolation=cv2.INTER_LINEAR)
     else:
         resized = cv2.resize(normalised, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    import torch  # here, as processes that only read pictures do without it
+
     return torch.from_numpy(resized).permute(2, 0, 1)

@@ -3,18 +3,14 @@
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
-import signal
 import struct
-import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +21,7 @@ from tqdm import tqdm
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.data.annotations import ImageRecord
 from fastrcnn.data.images import read_image
+from fastrcnn.data.processes import cores, workers
 from fastrcnn.data.proposal_formats import DIGEST_SIZE, StoredProposals, clean
 from fastrcnn.data.proposals import check_settings, read_stored, write_stored
 from fastrcnn.errors import FastRCNNError
@@ -183,9 +180,9 @@ def _search_all(
 ) -> Iterator[Made]:
     """Finished images in the order in which they become so; failed ones are reported when all others are done."""
     failures = []
-    processes = min(processes or _cores(), len(todo))
+    processes = min(processes or cores(), len(todo))
     bar = tqdm(total=total, initial=total - len(todo), desc="selective search", unit="image", smoothing=0.05)
-    with bar, _workers(processes) as pool:
+    with bar, workers(processes) as pool:
         for future in as_completed([pool.submit(_search_one, r.id, r.path, config) for r in todo]):
             try:
                 yield future.result()
@@ -211,36 +208,6 @@ def _search_one(image_id: str, path: Path, config: ProposalsConfig) -> Made:
     except cv2.error as e:
         raise FastRCNNError(f"{path}: selective search failed: {e.err}; scale the image down or leave it out") from None
     return Made(image_id, _digest(path), (image.shape[1], image.shape[0]), boxes.astype(np.int32))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _workers(processes: int) -> Iterator[Executor]:
-    """A pool whose processes die with this one, and at once when the block is left, in the middle of an image too."""
-    context = multiprocessing.get_context("spawn")  # fork copies threads' locks in whatever state they are
-    life, ours = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(life,))
-    try:
-        yield pool
-    finally:
-        ours.close()
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker(life: Connection) -> None:
-    """`life` is never written to: it ends when the parent closes it or is killed."""
-
-    def follow_parent() -> None:
-        with suppress(EOFError, OSError):
-            life.recv_bytes()
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
-    cv2.setNumThreads(1)  # one image per core is the faster division
 
 
 # ---- the journal: finished images of an unfinished run, each as (length, CRC-32, payload)

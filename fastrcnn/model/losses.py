@@ -14,8 +14,8 @@ def multi_task_loss(
     """Softmax cross-entropy and smooth L1 of the true class's box, each divided by R.
 
     scores [R, K], deltas [R, 4 * K] and bbox_targets [R, 4] normalised, labels [R] int64 with 0 for background. Both
-    divide by all R rows, foreground or not, as the Caffe layers do (softmax_loss_layer.cpp, smooth_L1_loss_layer.cu). No
-    RoIs give zero.
+    divide by all R rows, foreground or not, as the Caffe layers do (softmax_loss_layer.cpp and
+    smooth_L1_loss_layer.cu). No RoIs give zero.
     """
     rois = max(len(labels), 1)
     loss_cls = F.cross_entropy(scores, labels, reduction="sum") / rois

@@ -17,6 +17,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
+from fastrcnn.data.annotations import Problem, log_problems
+from fastrcnn.data.checks import quick_findings
 from fastrcnn.data.dataset import open_data
 from fastrcnn.data.loader import Batch, BatchDataset, batches
 from fastrcnn.data.sampling import dropout_seed, target_statistics
@@ -48,7 +50,9 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
     folder = Path(config.output)
     with lock(folder / ".lock", "the run"), _log_file(folder), _stop_signals() as stop:
         _open_folder(folder, config, resume)
-        records, proposals = open_data(config.data.train, config, training=True)
+        problems: list[Problem] = []
+        records, proposals = open_data(config.data.train, config, training=True, problems=problems)
+        log_problems(quick_findings("train", records, proposals, config.classes))
         digest = data_digest(records, proposals)
         checkpoint = load_latest(folder, config, digest) if resume else None
 
@@ -80,7 +84,6 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
 
         metrics = _Metrics(folder / METRICS, first, config.train.log_every)
         watch = _Watch()
-        saved = first
         loader = batches(dataset, first, last, config.data.workers, pin_memory=device.type == "cuda")
         bar = tqdm(loader, "training", total=last, initial=first, unit="it", mininterval=1, dynamic_ncols=True)
         with logging_redirect_tqdm(), contextlib.closing(bar):
@@ -103,7 +106,6 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
                 save_now = done % config.train.checkpoint_every == 0 or done == last or stop
                 if save_now:
                     save_checkpoint(folder, done, model, optimizer, statistics, config, digest)
-                    saved = done
                 evaluate_now = config.train.eval_every and done % config.train.eval_every == 0
                 if evaluate is not None and evaluate_now and not stop:
                     save_weights(folder / WEIGHTS, model, config, statistics)
@@ -113,7 +115,10 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
                 if stop:
                     raise KeyboardInterrupt
         save_weights(folder / WEIGHTS, model, config, statistics)
-        log.info("iteration %d: wrote %s", saved, folder / WEIGHTS)
+        for problem in problems:
+            if problem.outcome in ("clipped", "skipped"):
+                log.warning("%s: %s", problem.outcome, problem)
+        log.info("wrote %s", folder / WEIGHTS)
         return folder / WEIGHTS
 
 
@@ -285,8 +290,11 @@ def _log_file(folder: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("fastrcnn")
     logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
     try:
         yield
     finally:
+        logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()

@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+import torch
+from oracles import iou as slow_iou
+
+import fastrcnn
+from fastrcnn import boxes as box_ops
+from fastrcnn import config as configs
+from fastrcnn.boxes import TargetStatistics
+from fastrcnn.data.images import image_scale, prepare_image, read_image
+from fastrcnn.detect.detector import nearest_scale
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.model.compress import compress_weights
+from fastrcnn.model.weights import build, save_weights
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+
+
+def some_proposals(count=70):
+    rng = np.random.default_rng(1)
+    corner = rng.integers(0, 60, (count, 2))
+    boxes = np.hstack((corner, corner + rng.integers(5, 30, (count, 2)))).astype(np.float32)
+    return np.vstack((boxes, boxes[:20], [[0, 0, 120, 90]])).astype(np.float32)  # twenty share all their cells
+
+
+@pytest.fixture
+def saved(tree, tmp_path):
+    """A network that is sure of something everywhere, its model and its weights file."""
+    config = configs.from_dict(tree)
+    model = build(config)
+    torch.manual_seed(3)
+    model.cls_score.weight.data.normal_(std=0.5)
+    model.bbox_pred.weight.data.normal_(std=0.02)
+    statistics = TargetStatistics(torch.zeros(6, 4), torch.full((6, 4), 0.5))
+    save_weights(tmp_path / "model.safetensors", model, config, statistics)
+    return model, statistics, tmp_path / "model.safetensors"
+
+
+def test_detection_computes_what_training_computes(saved):
+    """The training network on the same RoIs, its statistics unfolded by hand, gives the same scores and boxes."""
+    model, statistics, path = saved
+    detector = fastrcnn.load(path)
+    rois = torch.from_numpy(some_proposals())
+    scores, boxes = detector.classify(PICTURE, rois)
+    scale = image_scale(120, 90, 96, 1000)
+    pixels = prepare_image(PICTURE, scale, model.normalisation.mean, model.normalisation.deviation)
+    with torch.no_grad():
+        raw, deltas = model([model.frozen_features(pixels)], [rois], [scale], None)
+    assert torch.allclose(scores, raw.softmax(dim=1), atol=1e-5)
+    moved = box_ops.decode(rois, (deltas.reshape(-1, 6, 4) * statistics.deviation + statistics.mean).flatten(1))
+    assert torch.allclose(boxes, box_ops.clip(moved, 120, 90), atol=1e-2)
+
+
+def test_detections_obey_their_settings(saved):
+    detector = fastrcnn.load(saved[2])
+    detector.config.test = configs.TestConfig(nms_iou=0.4, score_threshold=0.2, max_detections=15)
+    found = detector.detect(PICTURE, some_proposals())
+    assert 3 < len(found.boxes) <= 15 and found.boxes.dtype == np.float32
+    assert (np.diff(found.scores) <= 0).all() and found.scores.min() > 0.2
+    assert (found.boxes >= 0).all() and (found.boxes <= [120, 90, 120, 90]).all()
+    assert found.names == [detector.config.classes[k - 1] for k in found.classes]
+    for i in range(len(found.boxes)):
+        for j in range(i):
+            if found.classes[i] == found.classes[j]:
+                assert slow_iou(found.boxes[i].tolist(), found.boxes[j].tolist()) < 0.4
+
+
+def test_a_picture_finds_its_own_proposals_and_the_same_each_time(saved, shapes):
+    detector = fastrcnn.load(saved[2])
+    path = next((shapes / "JPEGImages").iterdir())
+    first, second = detector.detect(path), detector.detect(str(path))
+    assert len(first.boxes) and np.array_equal(first.boxes, second.boxes)
+    assert np.array_equal(first.scores, second.scores)
+    by_pixels = detector.detect(read_image(path), image_id=path.stem)
+    assert np.array_equal(first.boxes, by_pixels.boxes)
+
+
+def test_duplicates_and_order_of_proposals_change_no_score(saved):
+    detector = fastrcnn.load(saved[2])
+    rois = torch.from_numpy(some_proposals())
+    scores, _ = detector.classify(PICTURE, rois)
+    assert torch.equal(scores[:20], scores[70:90])  # the same boxes twice
+    order = torch.randperm(len(rois))
+    assert torch.allclose(detector.classify(PICTURE, rois[order])[0], scores[order], atol=1e-5)
+
+
+def test_no_proposals_give_no_detections(saved):
+    found = fastrcnn.load(saved[2]).detect(PICTURE, np.zeros((0, 4), np.float32))
+    assert found.boxes.shape == (0, 4) and found.names == []
+
+
+def test_bfloat16_detections_are_near_those_of_float32(saved):
+    exact, rough = (fastrcnn.load(saved[2], precision=p) for p in ("float32", "bfloat16"))
+    assert rough.model.backbone.conv2.weight.dtype == rough.model.fc6.weight.dtype == torch.bfloat16
+    assert rough.model.cls_score.weight.dtype == torch.float32
+    rois = torch.from_numpy(some_proposals())
+    (scores, boxes), (rough_scores, rough_boxes) = exact.classify(PICTURE, rois), rough.classify(PICTURE, rois)
+    assert rough_scores.dtype == torch.float32
+    assert (scores - rough_scores).abs().max() < 0.1 and (scores - rough_scores).abs().mean() < 0.01
+    assert (boxes - rough_boxes).abs().mean() < 0.5
+
+
+def test_a_compressed_network_of_full_rank_detects_the_same(saved, tmp_path):
+    compress_weights(saved[2], tmp_path / "small.safetensors", {"fc6": 32, "fc7": 32})
+    rois = torch.from_numpy(some_proposals())
+    exact, small = (fastrcnn.load(p).classify(PICTURE, rois) for p in (saved[2], tmp_path / "small.safetensors"))
+    assert torch.allclose(exact[0], small[0], atol=1e-4)
+
+
+def test_several_scales_look_at_each_roi_in_the_nearest(saved):
+    detector = fastrcnn.load(saved[2])
+    rois = torch.from_numpy(some_proposals())
+    single = {}
+    for side in (96, 192):
+        detector.config.image.test_short_side = [side]
+        single[side] = detector.classify(PICTURE, rois)[0]
+    detector.config.image.test_short_side = [96, 192]
+    both = detector.classify(PICTURE, rois)[0]
+    level = nearest_scale(rois, [96 / 90, 192 / 90])
+    expected = torch.where(level[:, None] == 0, single[96], single[192])
+    assert torch.allclose(both, expected, atol=1e-5) and len(level.unique()) == 1  # all small: the larger scale
+
+
+def test_nearest_scale_by_hand():
+    """224^2 is nearest: a box of 112 pixels at twice the size, one of 224 as it is."""
+    boxes = torch.tensor([[0.0, 0, 112, 112], [0, 0, 224, 224], [0, 0, 400, 400]])
+    assert nearest_scale(boxes, [0.5, 1.0, 2.0]).tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("image", "proposals", "words"),
+    [
+        (PICTURE[:, :, 0], some_proposals(), "give uint8"),
+        (PICTURE.astype(np.float32), some_proposals(), "give uint8"),
+        (PICTURE, np.zeros((3, 5), np.float32), "give finite numbers"),
+        (PICTURE, np.full((1, 4), np.nan, np.float32), "give finite numbers"),
+        (PICTURE, np.array([[5, 5, 5, 9]], np.float32), "no width or height"),
+    ],
+)
+def test_wrong_input_is_refused(saved, image, proposals, words):
+    with pytest.raises(FastRCNNError, match=words):
+        fastrcnn.load(saved[2]).detect(image, proposals)
+
+
+def test_a_device_that_is_not_there(saved):
+    with pytest.raises(FastRCNNError, match="device: 'tpu9'"):
+        fastrcnn.load(saved[2], device="tpu9")

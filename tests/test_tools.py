@@ -1,0 +1,199 @@
+"""Every tool as its user runs it, end to end on a small made set."""
+
+import json
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from fastrcnn import config as configs
+from fastrcnn.data.dataset import open_data
+from fastrcnn.data.shapes import CLASSES, make_shapes
+from fastrcnn.evaluate import testing
+
+REPO = Path(__file__).parent.parent
+TOOLS = ("proposals", "check_data", "train", "test", "compress", "detect", "demo")
+
+
+def run(tool, *args, cwd, code=0):
+    command = [sys.executable, str(REPO / "tools" / f"{tool}.py"), *map(str, args)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr[-3000:]
+    if code:
+        assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A user's folder: a made set, a configuration, proposals found and a short training done."""
+    folder = tmp_path_factory.mktemp("user")
+    make_shapes(folder / "data", train=6, test=3, seed=11)
+
+    def dataset(split):
+        return {"root": "data", "split": split, "proposals": "data/proposals.safetensors"}
+
+    tree = {
+        "classes": list(CLASSES),
+        "data": {"train": [dataset("train")], "test": [dataset("test")]},
+        "image": {"train_short_side": [96], "test_short_side": [96]},
+        "model": {"backbone": "tiny", "weights": "", "freeze_up_to": "", "fc_width": 32, "dropout": 0.0},
+        "solver": {"lr": 0.01, "max_iterations": 6},
+        "train": {"log_every": 2},
+        "output": "runs/small",
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(tree))
+    found = run("proposals", "small.yaml", cwd=folder).stdout
+    assert found.count("recall of") == 2 and "at IoU 0.5" in found and "at IoU 0.7" in found
+    run("train", "small.yaml", "--eval-every", "3", cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_help_needs_no_torch(tool, tmp_path):
+    code = f"""
+import runpy, sys
+sys.path.insert(0, {str(REPO / "tools")!r})
+sys.argv = ["tool", "--help"]
+try:
+    runpy.run_path({str(REPO / "tools" / f"{tool}.py")!r}, run_name="__main__")
+except SystemExit as e:
+    assert not e.code
+assert "torch" not in sys.modules and "cv2" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage:" in done.stdout, done.stderr
+
+
+def test_training_leaves_a_run_folder(workspace):
+    folder = workspace / "runs/small"
+    assert {"config.yaml", "log.txt", "metrics.jsonl", "losses.png", "model.safetensors"} <= {
+        p.name for p in folder.iterdir()
+    }
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "map" in line] == [3, 6]
+    again = run("train", "small.yaml", cwd=workspace, code=1)
+    assert "runs/small: holds a run already; add --resume" in again.stderr
+    longer = run("train", "small.yaml", "--resume", "solver.max_iterations=8", cwd=workspace)
+    assert "going on from iteration 6" in longer.stderr
+
+
+def test_evaluation_and_scoring_again(workspace):
+    found = run("test", "small.yaml", "runs/small/model.safetensors", "--coco", cwd=workspace).stdout
+    assert all(name in found for name in (*CLASSES, "mean of", "COCO: AP"))
+    results = workspace / "runs/small/results"
+    numbers = json.loads((results / "results.json").read_text())
+    assert set(numbers["ap"]) == set(CLASSES) and (results / "precision_recall.png").exists()
+    assert {p.name for p in (results / "voc").iterdir()} == {f"comp4_det_test_{name}.txt" for name in CLASSES}
+    again = run("test", "small.yaml", results / "detections.json", "--output", "again", "--coco", cwd=workspace).stdout
+    assert again == found
+    assert json.loads((workspace / "again/results.json").read_text()) == numbers
+
+
+def test_evaluation_goes_on_after_a_kill(workspace, monkeypatch):
+    """Two images done, the second's line cut: the first is taken over, the result is the same."""
+    weights = "runs/small/model.safetensors"
+    run("test", "small.yaml", weights, "--output", "whole", cwd=workspace)
+    monkeypatch.chdir(workspace)  # paths in the configuration are relative
+    config = configs.load("small.yaml")
+    records, proposals = open_data(config.data.test, config)
+    key = testing._key(config, Path(weights), records, proposals)
+    marker = {"id": records[0].id, "classes": [1], "scores": [0.5], "boxes": [[1, 2, 30, 40]]}
+    partial = workspace / "killed/detections.partial.jsonl"
+    partial.parent.mkdir()
+    partial.write_text(json.dumps(key) + "\n" + json.dumps(marker) + "\n" + json.dumps(marker)[:30])
+    done = run("test", "small.yaml", weights, "--output", "killed", cwd=workspace)
+    assert "1 of 3 images are done already" in done.stderr and not partial.exists()
+    whole, killed = (json.loads((workspace / d / "detections.json").read_text())["images"] for d in ("whole", "killed"))
+    assert killed.pop(records[0].id)["scores"] == [0.5]
+    whole.pop(records[0].id)
+    assert killed == whole
+
+
+def test_detection_and_compression(workspace):
+    done = run("compress", "runs/small/model.safetensors", "small.safetensors", "--fc6", 8, "--fc7", 4, cwd=workspace)
+    assert "GFLOP at 2000 RoIs" in done.stdout and "wrote small.safetensors" in done.stdout
+    (workspace / "pictures").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80), dtype=np.uint8)).save(
+        workspace / "pictures/grey.png"
+    )
+    first = sorted((workspace / "data/JPEGImages").iterdir())[0]
+    (workspace / "pictures/broken.jpg").write_bytes(first.read_bytes()[:2000])
+    done = run("detect", "small.safetensors", first, "pictures", "--score", "0", "--output", "found", cwd=workspace)
+    assert "pictures/broken.jpg" in done.stderr and "cut short" in done.stderr
+    found = json.loads((workspace / "found/detections.json").read_text())
+    assert [Path(image["file"]).name for image in found["images"]] == [first.name, "grey.png"]
+    assert found["images"][1]["width"] == 80 and found["classes"] == list(CLASSES)
+    assert (workspace / f"found/{first.stem}.jpg").exists() and (workspace / "found/grey.jpg").exists()
+    stored = run(
+        "detect",
+        "small.safetensors",
+        first,
+        "--proposals",
+        "data/proposals.safetensors",
+        "--output",
+        "b",
+        cwd=workspace,
+    )
+    assert "all detections of 1 pictures" in stored.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("train", "absent.yaml"), "absent.yaml: no such configuration file"),
+        (("train", "small.yaml", "solver.lrr=1"), "unknown key solver.lrr; the nearest valid key is solver.lr"),
+        (("train", "small.yaml", "output=x", "data.train.0.split=nope"), "ImageSets/Main/nope.txt: no such list"),
+        (("train", "small.yaml", "output=x", "classes=[disc]"), "is not in classes"),
+        (("train", "small.yaml", "output=x", "data.train.0.proposals=p.mat"), "p.mat: no such proposals file"),
+        (("train", "small.yaml", "output=x", "device=tpu9"), "device: 'tpu9'"),
+        (
+            ("test", "small.yaml", "runs/small/model.safetensors", "classes.0=ring", "data.on_unknown_class=ignore"),
+            "was trained for the classes",
+        ),
+        (("test", "small.yaml", "small.yaml"), "small.yaml: is not a whole safetensors file"),
+        (("test", "small.yaml", "data/proposals.safetensors"), "is not a weights file"),
+        (("detect", "nothing.safetensors", "data"), "nothing.safetensors: no such file"),
+        (("detect", "runs/small/model.safetensors", "nowhere"), "nowhere: no such picture or folder"),
+        (("compress", "runs/small/model.safetensors", "x.safetensors", "--fc6", "9999"), "fc6: rank 9999"),
+    ],
+)
+def test_wrong_input_is_one_sentence_with_exit_code_1(workspace, args, words, monkeypatch, capsys):
+    """In this process, as importing torch for each would take most of the time."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.syspath_prepend(str(REPO / "tools"))
+    monkeypatch.setattr(sys, "argv", list(args))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(REPO / "tools" / f"{args[0]}.py"), run_name="__main__")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == 1 and len(errors) == 1 and words in errors[0]
+
+
+def test_ctrl_c_stops_training_in_order(workspace):
+    command = [
+        sys.executable,
+        str(REPO / "tools/train.py"),
+        "small.yaml",
+        "output=runs/stopped",
+        "solver.max_iterations=100000",
+    ]
+    process = subprocess.Popen(command, cwd=workspace, stderr=subprocess.PIPE, text=True)
+    metrics = workspace / "runs/stopped/metrics.jsonl"
+    until = time.monotonic() + 120
+    while (not metrics.exists() or not metrics.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert list((workspace / "runs/stopped").glob("checkpoint_*.safetensors"))

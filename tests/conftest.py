@@ -22,11 +22,12 @@ def shapes(tmp_path_factory) -> Path:
     """A VOC-layout set of 8 training and 4 test images, with proposals that lie around the objects and elsewhere."""
     root = tmp_path_factory.mktemp("shapes")
     make_shapes(root, train=8, test=4, seed=7)
-    (root / "proposals.json").write_text(json.dumps(_proposals(root)))
+    (root / "proposals.json").write_text(json.dumps(made_proposals(root)))
     return root
 
 
-def _proposals(root: Path) -> dict:
+def made_proposals(root: Path) -> dict:
+    """Boxes shaken around each object, and boxes anywhere, in the form of a proposals.json."""
     config = configs.from_dict({"classes": list(CLASSES)})
     rng = np.random.default_rng(0)
     boxes = {}

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from fastrcnn import config as configs
+from fastrcnn.checks import check, files_in_both, quick_findings
 from fastrcnn.config import Config, DataConfig, DataSetConfig, ProposalsConfig
 from fastrcnn.data.annotations import ImageRecord, Problem
-from fastrcnn.data.checks import check, files_in_both, quick_findings
 from fastrcnn.data.proposal_formats import StoredProposals
 from fastrcnn.data.proposals import write_stored
 

@@ -16,9 +16,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
+from fastrcnn.checks import quick_findings
 from fastrcnn.config import Config
 from fastrcnn.data.annotations import Problem, log_problems
-from fastrcnn.data.checks import quick_findings
 from fastrcnn.data.dataset import open_data
 from fastrcnn.data.loader import Batch, BatchDataset, batches
 from fastrcnn.data.sampling import dropout_seed, target_statistics
@@ -109,7 +109,9 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
                 evaluate_now = config.train.eval_every and done % config.train.eval_every == 0
                 if evaluate is not None and evaluate_now and not stop:
                     save_weights(folder / WEIGHTS, model, config, statistics)
-                    metrics.add_map(done, evaluate(folder / WEIGHTS))
+                    mean_ap = evaluate(folder / WEIGHTS)
+                    metrics.add_map(done, mean_ap)
+                    log.info("iteration %d: mAP %.4f", done, mean_ap)
                 if save_now:
                     plot_losses(read_metrics(folder / METRICS), folder / CURVE)
                 if stop:

@@ -1,0 +1,38 @@
+import json
+from pathlib import Path
+
+import pytest
+from conftest import made_proposals
+
+from fastrcnn import config as configs
+from fastrcnn.data.shapes import make_shapes
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.evaluate.report import write_detections
+from fastrcnn.evaluate.testing import evaluate_detections, evaluate_weights
+from fastrcnn.train.loop import train
+
+
+def test_four_images_are_learnt_by_heart(tree, tmp_path):
+    """All parts together, from reading to average precision: whatever is wrong in one of them keeps mAP below 1."""
+    root = tmp_path / "four"
+    make_shapes(root, train=4, test=0, seed=5)
+    (root / "proposals.json").write_text(json.dumps(made_proposals(root)))
+    dataset = {"root": str(root), "split": "train", "proposals": str(root / "proposals.json")}
+    tree["data"] |= {"train": [dataset], "test": [dataset]}
+    tree["image"] = {"train_short_side": [128], "test_short_side": [128], "flip": False}
+    tree["model"] |= {"freeze_up_to": "", "fc_width": 64, "dropout": 0.0}
+    tree["sampling"] = {"rois_per_batch": 64}
+    tree["solver"] = {"lr": 0.02, "steps": [180], "max_iterations": 220, "warmup_iterations": 20, "clip_gradient": 5.0}
+    tree["train"] = {"checkpoint_every": 1000}
+    config = configs.from_dict(tree)
+    weights = train(config)
+    assert evaluate_weights(config, weights, tmp_path / "results").mean_ap == pytest.approx(1.0)
+
+
+def test_detections_of_other_images_are_not_scored(tree, tmp_path):
+    config = configs.from_dict(tree)
+    path = tmp_path / "detections.json"
+    write_detections(path, config.classes, {})
+    with pytest.raises(FastRCNNError, match="not of the same images: 4 without detections"):
+        evaluate_detections(config, path, tmp_path / "results")
+    assert not Path(tmp_path / "results" / "results.json").exists()

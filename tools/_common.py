@@ -7,11 +7,14 @@ import sys
 from collections.abc import Callable
 
 
-def parser(description: str, config: bool = False) -> argparse.ArgumentParser:
-    """A parser; with `config`, it takes CONFIG first and `key=value` overrides last."""
+def parser(description: str, config: bool = False, weights: str | None = None) -> argparse.ArgumentParser:
+    """A parser. With `config`, it takes CONFIG first and `key=value` overrides last; `weights` is WEIGHTS' help."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if config:
         result.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/demo.yaml")
+    if weights:
+        result.add_argument("weights", metavar="WEIGHTS", help=weights)
+    if config:
         result.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="solver.max_iterations=100")
     return result
 

@@ -4,8 +4,7 @@ from _common import parser, run
 
 
 def main() -> None:
-    args = parser(__doc__)
-    args.add_argument("weights", metavar="WEIGHTS", help="a weights file of tools/train.py or tools/compress.py")
+    args = parser(__doc__, weights="a weights file of tools/train.py or tools/compress.py")
     args.add_argument("images", metavar="IMAGE", nargs="+", help="pictures, or folders of them")
     args.add_argument("--output", default="detections", metavar="FOLDER", help="where pictures and JSON go")
     args.add_argument("--proposals", metavar="FILE", help="proposals of these pictures; default: selective search")

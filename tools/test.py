@@ -6,8 +6,7 @@ from _common import parser, run
 
 
 def main() -> None:
-    args = parser(__doc__, config=True)
-    args.add_argument("weights", metavar="WEIGHTS", help="a weights file, or a saved detections.json to score again")
+    args = parser(__doc__, config=True, weights="a weights file, or a saved detections.json to score again")
     args.add_argument("--output", metavar="FOLDER", help="default: the results folder of the configuration's run")
     args.add_argument("--coco", action="store_true", help="also COCO's averages over IoU thresholds, by pycocotools")
     args = args.parse_intermixed_args()

@@ -1,7 +1,7 @@
 """A made data set: textured shapes on cluttered backgrounds, in the layout of PASCAL VOC.
 
-Small enough to train on from scratch within minutes, and a real task all the same: colours say nothing about the class,
-shapes turn, overlap and come in many sizes, and the clutter has edges and gradients. All sizes are image pixels.
+Small enough to train on from scratch within minutes, and a real task all the same: shapes turn, overlap and come in
+many sizes, and the clutter has edges, gradients and all their colours. All sizes are image pixels.
 """
 
 import hashlib
@@ -56,9 +56,16 @@ OUTLINES = {  # polygons [V, 2] about the origin
     "cross": _cross(arm=0.36),
 }
 CLASSES = tuple(OUTLINES)
-# Besides its outline each class has a texture of its own, so that two minutes suffice to learn it: a network this small
-# has no weights to start from. Clutter has gradients.
-TEXTURES = {"disc": "stripes", "square": "checks", "triangle": "speckle", "star": "rings", "cross": "waves"}
+# Besides its outline each class has a texture and a range of hues (centre in degrees) of its own, so that three minutes
+# suffice to learn it: a network this small has no weights to start from. Clutter has gradients, in any hue.
+LOOKS = {
+    "disc": ("stripes", 0),
+    "square": ("checks", 72),
+    "triangle": ("speckle", 144),
+    "star": ("rings", 216),
+    "cross": ("waves", 288),
+}
+HUE_SPREAD = 30  # degrees to either side: neighbouring classes nearly meet
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ def draw_image(seed: int, i: int) -> tuple[np.ndarray, list[DrawnShape]]:
         alpha = _place(rng, width, height, OUTLINES[name], masks, sights)
         if alpha is None:
             continue
-        _paint(rng, image, alpha, TEXTURES[name], MIN_CONTRAST)
+        _paint(rng, image, alpha, *LOOKS[name], MIN_CONTRAST)
         mask = alpha >= 0.5
         sights = [sight & ~mask for sight in sights] + [mask]
         masks.append(mask)
@@ -173,7 +180,7 @@ def draw_image(seed: int, i: int) -> tuple[np.ndarray, list[DrawnShape]]:
         if alpha is None:
             hidden = None
         else:
-            _paint(rng, image, alpha, "gradient", MIN_CONTRAST)
+            _paint(rng, image, alpha, "gradient", None, MIN_CONTRAST)
             sights = [sight & ~(alpha >= 0.5) for sight in sights]
     grain = 4 * rng.standard_normal(image.shape, dtype=np.float32)
     picture = np.clip(image + grain, 0, 255).astype(np.uint8)
@@ -228,7 +235,7 @@ def _background(rng: Generator, width: int, height: int) -> np.ndarray:
     image = _colour(rng) + rng.uniform(8, 30) * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     for _ in range(rng.integers(2, 8)):
         centre = rng.random(2) * (width, height)
-        _paint(rng, image, _coverage(_strip(rng, rng.uniform(10, 60)) + centre, width, height), "gradient", 0)
+        _paint(rng, image, _coverage(_strip(rng, rng.uniform(10, 60)) + centre, width, height), "gradient", None, 0)
     for _ in range(rng.integers(3, 16)):
         ends = (rng.uniform(-0.2, 1.2, size=(2, 2)) * (width, height)).astype(int).tolist()
         colour = tuple(_colour(rng).tolist())
@@ -243,13 +250,15 @@ def _strip(rng: Generator, width: float) -> np.ndarray:
     return outline * (0.5 * width, 0.5 * width * rng.uniform(2.5, 5)) @ _turn(rng.uniform(0, np.pi))
 
 
-def _paint(rng: Generator, image: np.ndarray, alpha: np.ndarray, texture: str, min_contrast: float) -> None:
+def _paint(
+    rng: Generator, image: np.ndarray, alpha: np.ndarray, texture: str, hue: int | None, min_contrast: float
+) -> None:
     """Fill the place that `alpha` covers with a texture whose mean colour stands out from its surroundings."""
     x1, y1, x2, y2 = _bounds(alpha > 0)
     margin = 4
     window = slice(max(y1 - margin, 0), y2 + margin), slice(max(x1 - margin, 0), x2 + margin)
     place, alpha = image[window], alpha[window]  # a view: painting it paints the image
-    colours = _colour(rng, 16)
+    colours = _colour(rng, 16) if hue is None else _colours_of(rng, hue, 16)
     around = place[(cv2.dilate(alpha, np.ones((2 * margin + 1,) * 2, np.uint8)) > 0) & (alpha == 0)]
     contrast = np.linalg.norm(colours - around.mean(axis=0), axis=1) if len(around) else np.zeros(16)
     enough = contrast >= min_contrast
@@ -277,6 +286,13 @@ def _texture(rng: Generator, height: int, width: int, kind: str) -> np.ndarray:
 
 def _colour(rng: Generator, *shape: int) -> np.ndarray:
     return rng.uniform(20, 235, size=(*shape, 3)).astype(np.float32)
+
+
+def _colours_of(rng: Generator, hue: float, count: int) -> np.ndarray:
+    """Colours around a hue, float32 [count, 3], RGB."""
+    hues = (hue + rng.uniform(-HUE_SPREAD, HUE_SPREAD, count)) % 360
+    hsv = np.stack((hues, rng.uniform(0.4, 1, count), rng.uniform(0.4, 0.95, count)), axis=1).astype(np.float32)
+    return 255 * cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0]
 
 
 def _turn(angle: float) -> np.ndarray:

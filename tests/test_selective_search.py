@@ -340,7 +340,7 @@ def group_is_gone(group):
 
 def test_tool_goes_on_after_a_kill_and_after_ctrl_c(tmp_path, in_threads, caplog):
     (tmp_path / "images").mkdir()
-    records = write_data_set(tmp_path / "images", 40, width=160, height=120)
+    records = write_data_set(tmp_path / "images", 24, width=300, height=225)
     path = tmp_path / "p.safetensors"
     config = tmp_path / "c.yaml"
     config.write_text(
@@ -371,7 +371,7 @@ def test_tool_goes_on_after_a_kill_and_after_ctrl_c(tmp_path, in_threads, caplog
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     message = process.communicate(timeout=30)[1]
     assert process.returncode == 130
-    assert f"{first} of 40 images are finished already" in message
+    assert f"{first} of 24 images are finished already" in message
     assert "Traceback" not in message
     assert not path.exists()
 
@@ -379,7 +379,7 @@ def test_tool_goes_on_after_a_kill_and_after_ctrl_c(tmp_path, in_threads, caplog
     assert second >= first + 2
     caplog.set_level(logging.INFO)
     ss.make_proposals(records, path, CONFIG)
-    assert len(in_threads) == 40 - second
+    assert len(in_threads) == 24 - second
     ss.make_proposals(records, tmp_path / "unbroken.safetensors", CONFIG)
     assert path.read_bytes() == (tmp_path / "unbroken.safetensors").read_bytes()
 

@@ -49,7 +49,7 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
     """
     folder = Path(config.output)
     with lock(folder / ".lock", "the run"), _log_file(folder), _stop_signals() as stop:
-        _open_folder(folder, config, resume)
+        _refuse_other_run(folder, resume)
         problems: list[Problem] = []
         records, proposals = open_data(config.data.train, config, training=True, problems=problems)
         log_problems(quick_findings("train", records, proposals, config.classes))
@@ -82,6 +82,7 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
             "%d images, %d classes, iterations %d to %d, on %s", len(records), len(config.classes), first, last, device
         )
 
+        configs.save(config, folder / "config.yaml")  # from here on it is a run: what was wrong before leaves none
         metrics = _Metrics(folder / METRICS, first, config.train.log_every)
         watch = _Watch()
         loader = batches(dataset, first, last, config.data.workers, pin_memory=device.type == "cuda")
@@ -151,12 +152,10 @@ def train_step(
     return {**values, **diagnostics(scores, batch.labels)}
 
 
-def _open_folder(folder: Path, config: Config, resume: bool) -> None:
+def _refuse_other_run(folder: Path, resume: bool) -> None:
     """One run, one folder: it is started once, and later only resumed."""
-    started = (folder / "config.yaml").exists()
-    if started and not resume:
+    if (folder / "config.yaml").exists() and not resume:
         raise FastRCNNError(f"{folder}: holds a run already; add --resume to go on with it, or output=... for another")
-    configs.save(config, folder / "config.yaml")
 
 
 @torch.no_grad()

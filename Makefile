@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test soak clean
 
 demo: $(VENV)/installed
 	$(BIN)/python tools/demo.py
@@ -13,6 +13,11 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+# Half an hour: kills a training run 50 times, and gives every reader 10,000 damaged files.
+soak: $(VENV)/installed
+	$(BIN)/python tests/soak.py
+	FASTRCNN_FUZZ=10000 $(BIN)/python -m pytest -k "mutated or fuzz"
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -256,13 +256,22 @@ def _check_keys(tree: Any, schema: type, source: str, prefix: str) -> None:
         if dataclasses.is_dataclass(kind):
             _check_keys(value, kind, source, f"{prefix}{key}.")
         elif get_origin(kind) is not list:
-            if isinstance(value, dict | list):
-                raise ConfigError(f"{source}: {prefix}{key}: must be a single value, not {value!r}")
+            _check_single(value, source, f"{prefix}{key}")
         elif not isinstance(value, list):
             raise ConfigError(f"{source}: {prefix}{key}: must be a list, not {value!r}")
-        elif kind == list[DataSetConfig]:
+        else:
             for i, item in enumerate(value):
-                _check_keys(item, DataSetConfig, source, f"{prefix}{key}.{i}.")
+                if kind == list[DataSetConfig]:
+                    _check_keys(item, DataSetConfig, source, f"{prefix}{key}.{i}.")
+                else:
+                    _check_single(item, source, f"{prefix}{key}.{i}")
+
+
+def _check_single(value: Any, source: str, key: str) -> None:
+    if isinstance(value, dict | list):
+        raise ConfigError(f"{source}: {key}: must be a single value, not {value!r}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(f"{source}: {key}: is too large a number")
 
 
 CHOICES = {

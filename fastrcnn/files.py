@@ -54,6 +54,12 @@ def _umask() -> int:
     return mask
 
 
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what atomic_write under `folder` left when it was killed; only for who holds the lock on these files."""
+    for path in folder.glob(f".{name}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def _fsync_folder(folder: Path) -> None:
     """A rename survives a power cut only when its folder is on the disk too."""
     handle = os.open(folder, os.O_RDONLY)
@@ -94,18 +100,31 @@ def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]
         with safe_open(path, "pt") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
     except FileNotFoundError:
         raise FastRCNNError(f"{path}: no such file") from None
-    except (OSError, SafetensorError, ValueError, RecursionError) as e:
+    except (OSError, SafetensorError, ValueError, RuntimeError) as e:  # RuntimeError: a type torch cannot compute with
         raise FastRCNNError(
             f"{path}: is not a whole safetensors file ({' '.join(str(e).split())}); make or fetch it again"
         ) from None
     if not isinstance(metadata, dict):
         raise FastRCNNError(f"{path}: its metadata is not a mapping; make the file again")
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise FastRCNNError(f"{path}: {name} holds numbers that are not finite; the file is of no use")
+    if bad:
+        raise FastRCNNError(f"{path}: {bad[0]} holds numbers that are not finite; the file is of no use")
     return tensors, metadata
+
+
+_held: set[int] = set()
+
+
+def _drop_locks() -> None:
+    """A forked process does not inherit locks: it may live on when the one that took them was killed."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_drop_locks)
 
 
 @contextlib.contextmanager
@@ -125,7 +144,10 @@ def lock(path: str | Path, what: str) -> Iterator[None]:
     except OSError:
         os.close(handle)
         raise FastRCNNError(f"{path}: {what} is in use by another process; wait for it or choose another") from None
+    _held.add(handle)
     try:
         yield
     finally:
-        os.close(handle)
+        if handle in _held:  # not so in a forked process
+            _held.remove(handle)
+            os.close(handle)

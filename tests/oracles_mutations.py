@@ -1,6 +1,9 @@
 """What damaged files look like, for the tests of every reader."""
 
+import copy
 import os
+from collections.abc import Iterator
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -28,3 +31,49 @@ def mutated(draw, seeds):
     elif action == "end":
         del data[start:]
     return bytes(data)
+
+
+# What stands in a damaged or hostile file in place of a number, a name, a list or a mapping.
+STRANGE = [
+    None,
+    True,
+    0,
+    -1,
+    2**31,
+    2**63,
+    10**400,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "1",
+    "é",
+    "${a}",
+    "???",
+]
+STRANGE += [[], [0], [2**62, 2**62], [[1, 2], [3]], {}, {"a": 1}, "F8_E4M3", "F4", "C64", "BF16", "F64", "I64", "BOOL"]
+
+
+@st.composite
+def altered(draw, tree):
+    """A copy of nested mappings and lists with one to three nodes replaced by something strange, or taken out."""
+    tree = copy.deepcopy(tree)
+    for _ in range(draw(st.integers(1, 3))):
+        nodes = list(_nodes(tree))
+        if not nodes:
+            break
+        parent, key = nodes[draw(st.integers(0, len(nodes) - 1))]
+        if draw(st.integers(0, 7)) == 0:
+            del parent[key]
+        else:
+            parent[key] = copy.deepcopy(draw(st.sampled_from(STRANGE)))
+    return tree
+
+
+def _nodes(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (parent, key) below a node."""
+    if isinstance(tree, dict | list):
+        for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
+            yield tree, key
+            yield from _nodes(tree[key])

@@ -22,14 +22,15 @@ def parser(description: str, config: bool = False, weights: str | None = None) -
 def run(main: Callable[[], int | None]) -> None:
     """Call `main`, and exit with its code; input that the user can mend gives one sentence and exit code 1.
 
-    Ctrl-C gives 130. SIGTERM is raised as KeyboardInterrupt, so that a tool stops in the same orderly way.
+    Ctrl-C and SIGTERM give 130: both are raised as KeyboardInterrupt, also where a shell had SIGINT ignored.
     """
     from fastrcnn.errors import FastRCNNError
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         sys.exit(main())

@@ -1,5 +1,7 @@
 """From the plan of an iteration to its tensors: decode, scale, flip, draw RoIs. Workers only carry the plan out."""
 
+import contextlib
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -102,7 +104,10 @@ class BatchDataset(Dataset):
 
 
 def batches(dataset: BatchDataset, start: int, stop: int, workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """The batches of iterations start to stop - 1, in order; raises the FastRCNNError of one that cannot be made."""
+    """The batches of iterations start to stop - 1, in order.
+
+    Raises the FastRCNNError of one that cannot be made, and when a worker dies.
+    """
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -111,16 +116,36 @@ def batches(dataset: BatchDataset, start: int, stop: int, workers: int, pin_memo
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
     )
-    for batch in loader:
+    for batch in _alive(loader, workers):
         if isinstance(batch, FastRCNNError):
             raise batch
         yield batch
 
 
+def _alive(loader: DataLoader, workers: int) -> Iterator[Batch | FastRCNNError]:
+    """The items of a loader; a worker that dies, by the system's hand for lack of memory, is an error of our own."""
+    before = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    with contextlib.suppress(ValueError):  # outside the main thread
+        # torch's handler would raise in the middle of a step; the iterator notices a dead worker anyway.
+        signal.signal(signal.SIGCHLD, before)
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as e:
+            if not workers:
+                raise
+            raise FastRCNNError(
+                f"data.workers: {str(e).splitlines()[0]}, perhaps for lack of memory; go on with --resume, and with "
+                "data.workers=0 if it happens again"
+            ) from None
+        yield item
+
+
 def _start_worker(_: int) -> None:
     """A worker uses one thread, and leaves Ctrl-C to the training process, which stops it in order."""
-    import signal
-
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -23,6 +23,12 @@ def workers(processes: int) -> Iterator[Executor]:
     context = multiprocessing.get_context("spawn")  # fork copies threads' locks in whatever state they are
     life, ours = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(life,))
+    # Ctrl-C reaches all processes, and the parent decides. They inherit the mask, so that one which is still importing
+    # does not stop with a traceback; each of these calls starts one.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    for _ in range(processes):
+        pool.submit(int)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         yield pool
     finally:
@@ -39,5 +45,4 @@ def _start_worker(life: Connection) -> None:
         os._exit(1)
 
     threading.Thread(target=follow_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
     cv2.setNumThreads(1)  # one image per core is the faster division

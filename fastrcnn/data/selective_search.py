@@ -25,7 +25,7 @@ from fastrcnn.data.processes import cores, workers
 from fastrcnn.data.proposal_formats import DIGEST_SIZE, StoredProposals, clean
 from fastrcnn.data.proposals import check_settings, read_stored, write_stored
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import lock
+from fastrcnn.files import lock, remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ def make_proposals(
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:8]
     journal = path.with_name(f"{path.name}.{key}.partial")
     with lock(path.with_name(f".{path.name}.lock"), f"the proposals file {path.name}"):
+        remove_leftovers(path.parent, path.name)
         stored, stored_by = _read_finished(path)
         if stored:
             check_settings(path, stored_by, config)

@@ -53,7 +53,7 @@ def write_detections(path: str | Path, classes: Sequence[str], detections: Mappi
     """
     lines = []
     for image_id, found in detections.items():
-        _check_image(f"{path}: not written: image {image_id}", found, len(classes))
+        check_image(f"{path}: not written: image {image_id}", found, len(classes))
         columns = {
             "classes": [classes[k - 1] for k in found.classes],
             "scores": found.scores.tolist(),
@@ -109,11 +109,11 @@ def _read_image(where: str, entry: Any, number: dict[str, int]) -> ImageDetectio
         raise FastRCNNError(f"{where}: `scores` and `boxes` must hold numbers only")
     with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which the check refuses
         found = ImageDetections(boxes.astype(np.float32), classes, scores.astype(np.float32))
-    _check_image(where, found, len(number))
+    check_image(where, found, len(number))
     return found
 
 
-def _check_image(where: str, found: SupportsDetections, names: int) -> None:
+def check_image(where: str, found: SupportsDetections, names: int) -> None:
     """Raise FastRCNNError, starting with `where`, for rows that do not fit each other or `names` classes."""
     n = np.size(found.scores)
     if found.scores.shape != (n,) or found.classes.shape != (n,) or found.boxes.shape != (n, 4):
@@ -163,7 +163,7 @@ def join(
     ids = sorted(by_id)
     found = [detections[image_id] for image_id in ids]
     for image_id, image in zip(ids, found, strict=True):
-        _check_image(f"detections of image {image_id}", image, len(own))
+        check_image(f"detections of image {image_id}", image, len(own))
     ordered = [by_id[image_id] for image_id in ids]
     renumber = np.array([0] + [number[name] for name in own])
     ground_truth = GroundTruth(
@@ -270,7 +270,7 @@ def write_voc_files(
         log.warning("image ids with spaces (%s): the development kit cannot read their comp4_det files", _few(spaced))
     lines: list[list[str]] = [[] for _ in classes]
     for image_id, found in detections.items():
-        _check_image(f"detections of image {image_id}", found, len(classes))
+        check_image(f"detections of image {image_id}", found, len(classes))
         boxes = found.boxes.astype(np.float64) + (1, 1, 0, 0)
         for k, score, box in zip(found.classes.tolist(), found.scores.tolist(), boxes.tolist(), strict=True):
             lines[k - 1].append(f"{image_id} {score:.9g} " + " ".join(f"{value:.9g}" for value in box) + "\n")

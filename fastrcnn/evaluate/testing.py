@@ -148,10 +148,14 @@ def _read_partial(path: Path, key: dict[str, Any]) -> dict[str, ImageDetections]
             return {}
         for line in lines[1:]:
             entry = json.loads(line)
-            boxes = np.array(entry["boxes"], np.float32).reshape(-1, 4)
-            classes, scores = np.array(entry["classes"], np.int64), np.array(entry["scores"], np.float32)
-            done[entry["id"]] = ImageDetections(boxes, classes, scores)
-    except (OSError, ValueError, KeyError, TypeError):
+            with np.errstate(over="ignore"):  # beyond float32 is infinite, which the check refuses
+                boxes = np.array(entry["boxes"], np.float32).reshape(-1, 4)
+                classes, scores = np.array(entry["classes"], np.int64), np.array(entry["scores"], np.float32)
+            found = ImageDetections(boxes, classes, scores)
+            report.check_image(f"{path}: image {entry['id']}", found, len(key["classes"]))
+            if isinstance(entry["id"], str):
+                done[entry["id"]] = found
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, FastRCNNError):
         return done
     return done
 

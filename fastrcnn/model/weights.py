@@ -6,6 +6,7 @@ feature scale folded into fc6; its metadata holds the class list, the configurat
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,11 @@ def _torchvision_weights(name: str) -> tuple[dict[str, Tensor], Normalisation]:
     weights = VGG16_Weights[name]
     try:
         tensors = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as e:
+    except Exception as e:  # torch.load raises anything from EOFError to UnpicklingError on a damaged copy in its cache
+        reason = str(e).partition("\n")[0] or type(e).__name__
         raise FastRCNNError(
-            f"model.weights: {name} cannot be downloaded ({e}); fetch {weights.url} elsewhere, convert it to "
-            ".safetensors with torchvision's keys, and name that file"
+            f"model.weights: {name} cannot be downloaded or is damaged ({reason}); fetch {weights.url} elsewhere, "
+            "convert it to .safetensors with torchvision's keys, and name that file"
         ) from None
     preset = weights.transforms()
     mean = tuple(255 * x for x in preset.mean)
@@ -178,24 +180,32 @@ def load_model(path: str | Path, precision: str | None = None) -> tuple[FastRCNN
     if metadata.get("format") != FORMAT:
         raise FastRCNNError(f"{path}: is not a weights file of this program; tools/train.py writes those")
     config, normalisation = _header(metadata, str(path))
-    with torch.device("meta"):  # no random start that would be thrown away
-        model = FastRCNN(config.model, len(config.classes) + 1, precision or config.precision)
-    for name in ("fc6", "fc7"):
-        if f"{name}.V.weight" in tensors:
-            rank = len(tensors[f"{name}.V.weight"])
-            setattr(model, name, factors(getattr(model, name), rank))
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name != "feature_scale"}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
+    try:
+        with torch.device("meta"):  # no random start that would be thrown away
+            model = FastRCNN(config.model, len(config.classes) + 1, precision or config.precision)
+            for name in ("fc6", "fc7"):
+                if f"{name}.V.weight" in tensors:
+                    rank = tensors[f"{name}.V.weight"].shape[0]
+                    setattr(model, name, factors(getattr(model, name), rank))
+    except (FastRCNNError, RuntimeError, TypeError, IndexError) as e:  # sizes that no network can have
+        reason = str(e).splitlines()[0]
+        raise FastRCNNError(f"{path}: its configuration gives no network ({reason}); the file is damaged") from None
+    expected = {name: (list(t.shape), t.dtype) for name, t in model.state_dict().items() if name != "feature_scale"}
+    found = {name: (list(t.shape), t.dtype) for name, t in tensors.items()}
     if found != expected:
         wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))[0]
         raise FastRCNNError(
-            f"{path}: {wrong} has shape {list(found.get(wrong, []))}, its configuration asks for "
-            f"{list(expected.get(wrong, []))}; the file is damaged"
+            f"{path}: {wrong} is {_described(found.get(wrong))}, its configuration asks for "
+            f"{_described(expected.get(wrong))}; the file is damaged"
         )
     model.load_state_dict({**tensors, "feature_scale": torch.ones(())}, assign=True)
     model.to(memory_format=torch.channels_last)
     model.normalisation = normalisation
     return model.eval(), config
+
+
+def _described(tensor: tuple[list[int], torch.dtype] | None) -> str:
+    return "not there" if tensor is None else f"{str(tensor[1]).removeprefix('torch.')} of shape {tensor[0]}"
 
 
 def _header(metadata: dict[str, Any], path: str) -> tuple[Config, Normalisation]:
@@ -204,8 +214,10 @@ def _header(metadata: dict[str, Any], path: str) -> tuple[Config, Normalisation]
         pixels = metadata["normalisation"]
         mean, deviation = ([float(x) for x in pixels[key]] for key in ("mean", "deviation"))
         scale = float(metadata["feature_scale"])
-        if len(mean) != 3 or len(deviation) != 3 or min(deviation) <= 0 or scale <= 0:
+        if len(mean) != 3 or len(deviation) != 3 or not all(map(math.isfinite, [*mean, *deviation, scale])):
+            raise ValueError("normalisation is not three means and three deviations")
+        if min(deviation) <= 0 or scale <= 0:
             raise ValueError("normalisation out of range")
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise FastRCNNError(f"{path}: its metadata is damaged ({e!r}); make or fetch the file again") from None
     return config, Normalisation(tuple(mean), tuple(deviation))

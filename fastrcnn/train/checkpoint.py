@@ -4,6 +4,7 @@ A batch and a dropout mask follow from (seed, iteration), so there are no random
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.data.annotations import ImageRecord
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import read_tensors, write_tensors
+from fastrcnn.files import read_tensors, remove_leftovers, write_tensors
 from fastrcnn.model.backbones import Normalisation
 from fastrcnn.model.fast_rcnn import FastRCNN
 
@@ -77,9 +78,8 @@ def save_checkpoint(
         "config": configs.to_dict(config),
         "data": data,
         "normalisation": [list(model.normalisation.mean), list(model.normalisation.deviation)],
-        "checksum": _checksum(tensors),
     }
-    write_tensors(path, tensors, metadata)
+    write_tensors(path, tensors, {**metadata, "checksum": _checksum(tensors, metadata)})
     for old in checkpoints(folder)[:-KEEP]:
         old.unlink(missing_ok=True)
     return path
@@ -93,8 +93,10 @@ def checkpoints(folder: Path) -> list[Path]:
 def load_latest(folder: Path, config: Config, data: str) -> Checkpoint | None:
     """The newest whole checkpoint, or None when there is none yet; a damaged one is passed over with a warning.
 
-    Raises FastRCNNError when all are damaged, or when the run was started with other settings, data or proposals.
+    Also removes temporary files that a kill left in the folder. Raises FastRCNNError when all checkpoints are damaged,
+    or when the run was started with other settings, data or proposals.
     """
+    remove_leftovers(folder)
     found = checkpoints(folder)
     for path in reversed(found):
         try:
@@ -113,7 +115,7 @@ def load_latest(folder: Path, config: Config, data: str) -> Checkpoint | None:
 def _unpack(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Checkpoint:
     if metadata.get("format") != FORMAT:
         raise FastRCNNError(f"{path}: is not a checkpoint of this program")
-    if metadata.get("checksum") != _checksum(tensors):
+    if metadata.pop("checksum", None) != _checksum(tensors, metadata):
         raise FastRCNNError(f"{path}: is damaged: its checksum does not fit its contents")
 
     def part(prefix: str) -> dict[str, Tensor]:
@@ -124,7 +126,7 @@ def _unpack(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) ->
         normalisation = Normalisation(*(tuple(float(x) for x in v) for v in metadata["normalisation"]))
         iteration = int(metadata["iteration"])
         metadata["config"], metadata["data"]
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise FastRCNNError(f"{path}: is damaged: {e!r}") from None
     return Checkpoint(iteration, part("model."), part("momentum."), statistics, normalisation)
 
@@ -167,9 +169,9 @@ def restore(checkpoint: Checkpoint, model: FastRCNN, optimizer: torch.optim.Opti
             optimizer.state[parameter]["momentum_buffer"] = buffer
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    """A digest of names, shapes, types and bytes, whatever the layout in memory."""
-    digest = hashlib.blake2b(digest_size=16)
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
+    """A digest of the metadata and of all names, shapes, types and bytes, whatever the layout in memory."""
+    digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

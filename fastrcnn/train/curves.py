@@ -31,16 +31,25 @@ def read_metrics(path: str | Path) -> list[dict]:
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):
                 break
             record = None
-        if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
+        if not _is_record(record):
             raise FastRCNNError(
-                f"{path}: line {number} is not a JSON object with an iteration number; remove that line or mend it"
+                f"{path}: line {number} is not a JSON object with an iteration number and losses; remove that line or "
+                "mend it"
             )
         records.append(record)
     return records
+
+
+def _is_record(record: object) -> bool:
+    """Whether a line has an integer iteration and, where it has losses or mAP, numbers or null in their place."""
+    if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
+        return False
+    values = [record["iteration"], *(record[key] for key in (*LOSSES, "map") if record.get(key) is not None)]
+    return all(isinstance(v, float) or isinstance(v, int) and abs(v) < 2**63 for v in values)
 
 
 def plot_losses(metrics: list[dict], path: str | Path) -> None:

@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
-from fastrcnn.checks import quick_findings
+from fastrcnn.checks import files_in_both, quick_findings
 from fastrcnn.config import Config
 from fastrcnn.data.annotations import Problem, log_problems
 from fastrcnn.data.dataset import open_data
@@ -53,6 +53,8 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
         problems: list[Problem] = []
         records, proposals = open_data(config.data.train, config, training=True, problems=problems)
         log_problems(quick_findings("train", records, proposals, config.classes))
+        with contextlib.suppress(FastRCNNError):  # the test sets need not be there yet
+            log_problems(files_in_both(config))
         digest = data_digest(records, proposals)
         checkpoint = load_latest(folder, config, digest) if resume else None
 

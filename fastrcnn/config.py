@@ -131,6 +131,8 @@ class Config:
     seed: int = 3  # RNG_SEED
     device: str = "auto"  # auto: cuda if there is one, else cpu
     precision: str = "float32"  # float32 | bfloat16 (convolutions, fc6 and fc7 only)
+    cache_features: bool = False  # compute the frozen layers once for each image, flip and scale, and train from disk
+    feature_cache: str = "data/features"  # where; runs that freeze the same layers share it
     output: str = ""  # the run's folder; "": runs/<name of the YAML file>
 
 
@@ -173,11 +175,28 @@ def save(config: Config, path: str | Path) -> None:
         file.write(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True).encode())
 
 
+class _Loader(yaml.SafeLoader):
+    """Data only, and each value written out: a few lines of aliases to aliases stand for more than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are refused; write the value out")
+        return super().compose_node(parent, index)
+
+
+def _parse(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: is its own base; remove one of the `base` keys")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file; see configs/ for those that come with it") from None
     except OSError as e:
@@ -210,7 +229,7 @@ def _apply_override(tree: dict, override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"override {override!r}: write key=value, such as solver.max_iterations=100")
     try:
-        value = yaml.safe_load(text)
+        value = _parse(text)
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: the value is not YAML") from None
     parts = key.split(".")

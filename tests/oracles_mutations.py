@@ -2,6 +2,7 @@
 
 import copy
 import os
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,13 +16,18 @@ fuzzing = settings(
 )
 
 
+EXTREMES = [struct.pack("<i", n) for n in (0, -1, 2**31 - 1, -(2**31))]
+
+
 @st.composite
 def mutated(draw, seeds):
-    """One of the files `seeds` (bytes) with some bytes changed, a piece cut out, doubled, or the end missing."""
+    """One of the files `seeds` (bytes): bytes changed, a number at its extreme, a piece cut out or doubled, no end."""
     data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(0, 8))):
         data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
     start = draw(st.integers(0, len(data)))
+    if draw(st.booleans()):  # lengths and offsets at their extremes
+        data[start : start + 4] = draw(st.sampled_from(EXTREMES))
     piece = slice(start, start + draw(st.integers(0, 64)))
     action = draw(st.sampled_from(["keep", "cut", "double", "end"]))
     if action == "cut":

@@ -152,3 +152,15 @@ def test_any_tree_gives_a_configuration_or_our_own_error(tmp_path_factory, tree)
         assert isinstance(configs.load(path), Config)
     except FastRCNNError as e:
         assert "run.yaml" in str(e) or "base" in tree
+
+
+def test_aliases_are_refused_before_they_multiply(tmp_path):
+    """Nine lists of nine: 9^9 names, if they were ever written out."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join([*lines, "classes: *a8"]))
+    with pytest.raises(ConfigError, match=r"bomb\.yaml: is not YAML: aliases .* are refused; write the value out"):
+        configs.load(path)
+    with pytest.raises(ConfigError, match="the value is not YAML"):
+        configs.load(write(tmp_path, classes=["a"]), ["classes=[&a [x], *a]"])

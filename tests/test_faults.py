@@ -270,6 +270,8 @@ def test_ctrl_c_in_detection_keeps_the_pictures_drawn(folder, shapes):
     assert not [*drawn.glob(".*.tmp")]
     finished = {path.name for path in drawn.glob("*.jpg")}
     assert finished and finished < {path.name for path in (shapes / "JPEGImages").iterdir()}
+    told = {Path(image["file"]).name for image in json.loads((drawn / "detections.json").read_text())["images"]}
+    assert finished <= told and len(told - finished) <= 1  # the last may be told and not yet drawn
 
 
 def running(folder):
@@ -315,6 +317,21 @@ def test_bad_boxes_that_were_mended_are_listed_at_the_end_of_the_run(
         train(configs.from_dict(tree | {"output": str(tmp_path / on_bad_box)}))
     lines = (tmp_path / on_bad_box / "log.txt").read_text().splitlines()
     assert any(f"{outcome}: {bad}: object 1: its box (-5, " in line for line in lines[-2:])
+
+    caplog.clear()
+    tree |= {"output": str(tmp_path / "stopped"), "train": {"eval_every": 1}}
+    with pytest.raises(ZeroDivisionError):
+        train(configs.from_dict(tree), evaluate=lambda _: 1 / 0)
+    assert f"{outcome}: {bad}: object 1: its box (-5, " in caplog.text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_too_full_for_the_log_ends_the_log_only(tree, tmp_path, caplog, capfd):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "log.txt").symlink_to("/dev/full")
+    assert train(configs.from_dict(tree)).exists()
+    assert "log.txt: cannot be written any more" in caplog.text and "Traceback" not in capfd.readouterr().err
 
 
 def test_training_itself_does_the_cheap_part_of_check_data(tree, caplog):

@@ -2,8 +2,8 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ from fastrcnn import boxes as box_ops
 from fastrcnn.config import Config
 from fastrcnn.data.annotations import ImageRecord
 from fastrcnn.data.images import image_scale, prepare_image, read_image
-from fastrcnn.data.sampling import plan_batch, sample_rois
+from fastrcnn.data.sampling import PlannedImage, plan_batch, sample_rois
 from fastrcnn.errors import FastRCNNError
 
 
@@ -25,7 +25,8 @@ class Batch:
 
     iteration: int
     ids: list[str]
-    images: list[Tensor]  # N of [3, H, W] float32, normalised, scaled and flipped
+    images: list[Tensor]  # N of [3, H, W] float32, normalised, scaled and flipped; none if there are maps
+    maps: list[Tensor]  # N outputs of the frozen layers [c, h, w], from a feature cache; none without one
     scales: list[float]  # scaled pixels per image pixel
     rois: list[Tensor]  # N of [R_i, 4], image pixels of the flipped image
     labels: Tensor  # [R] int64, 0 is background
@@ -33,25 +34,15 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; copies do not wait when the memory is pinned."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        images, rois = [move(image) for image in self.images], [move(boxes) for boxes in self.rois]
-        return Batch(self.iteration, self.ids, images, self.scales, rois, move(self.labels), move(self.bbox_targets))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory; DataLoader calls this for CUDA."""
-        images, rois = [image.pin_memory() for image in self.images], [boxes.pin_memory() for boxes in self.rois]
-        return Batch(
-            self.iteration,
-            self.ids,
-            images,
-            self.scales,
-            rois,
-            self.labels.pin_memory(),
-            self.bbox_targets.pin_memory(),
-        )
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        lists = {name: [change(t) for t in getattr(self, name)] for name in ("images", "maps", "rois")}
+        return replace(self, **lists, labels=change(self.labels), bbox_targets=change(self.bbox_targets))
 
 
 class BatchDataset(Dataset):
@@ -65,9 +56,11 @@ class BatchDataset(Dataset):
         config: Config,
         mean: tuple[float, float, float],
         deviation: tuple[float, float, float],
+        frozen_features: Callable[[PlannedImage], Tensor] | None = None,
     ):
+        """`frozen_features` gives batches maps in place of images: see train/feature_cache.py."""
         self.records, self.proposals, self.config = records, proposals, config
-        self.mean, self.deviation = mean, deviation
+        self.mean, self.deviation, self.frozen_features = mean, deviation, frozen_features
 
     def __getitem__(self, iteration: int) -> Batch | FastRCNNError:
         try:
@@ -78,14 +71,14 @@ class BatchDataset(Dataset):
     def _batch(self, iteration: int) -> Batch:
         config, image_config = self.config, self.config.image
         planned = plan_batch(config.seed, iteration, len(self.records), image_config, config.sampling.images_per_batch)
-        images, scales, drawn = [], [], []
+        images, maps, scales, drawn = [], [], [], []
         for plan in planned:
             record = self.records[plan.index]
             scale = image_scale(record.width, record.height, plan.short_side, image_config.train_long_side)
-            pixels = read_image(record.path)
-            if pixels.shape[:2] != (record.height, record.width):
-                raise FastRCNNError(f"{record.path}: has changed since training started; start again")
-            images.append(prepare_image(pixels, scale, self.mean, self.deviation, plan.flip))
+            if self.frozen_features:
+                maps.append(self.frozen_features(plan))
+            else:
+                images.append(self._image(record, scale, plan.flip))
             scales.append(scale)
             proposals, gt_boxes = (torch.from_numpy(b) for b in (self.proposals[record.id], record.boxes))
             if plan.flip:
@@ -96,11 +89,18 @@ class BatchDataset(Dataset):
             iteration,
             [self.records[plan.index].id for plan in planned],
             images,
+            maps,
             scales,
             [d.boxes for d in drawn],
             torch.cat([d.labels for d in drawn]),
             torch.cat([d.bbox_targets for d in drawn]),
         )
+
+    def _image(self, record: ImageRecord, scale: float, flip: bool) -> Tensor:
+        pixels = read_image(record.path)
+        if pixels.shape[:2] != (record.height, record.width):
+            raise FastRCNNError(f"{record.path}: has changed since training started; start again")
+        return prepare_image(pixels, scale, self.mean, self.deviation, flip)
 
 
 def batches(dataset: BatchDataset, start: int, stop: int, workers: int, pin_memory: bool) -> Iterator[Batch]:

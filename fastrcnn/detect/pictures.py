@@ -46,34 +46,38 @@ def detect_pictures(
     output/detections.json with everything above the score threshold of the weights.
 
     `proposals` is a file of them by image id (the picture's name without suffix). A picture that cannot be read is
-    reported and passed over. Returns a line for each picture. Raises FastRCNNError when none could be read.
+    reported and passed over. Returns a line for each picture. Stopped on the way, the JSON holds what was finished.
+    Raises FastRCNNError when none could be read.
     """
     pictures, output = find_pictures(paths), Path(output)
     store = read_proposals(proposals, []) if proposals else None
     names = _output_names(pictures)
     results, lines, failed = [], [], 0
-    for picture in tqdm(pictures, "detecting", unit="image"):
-        try:
-            pixels = read_image(picture)
-            if store is not None and picture.stem not in store:
-                raise FastRCNNError(
-                    f"{picture}: {proposals} has no proposals of {picture.stem}; make them, or leave it out"
-                )
-            found = detector.detect(pixels, store[picture.stem] if store is not None else None, picture.stem)
-        except FastRCNNError as e:
-            log.error("%s", e)
-            failed += 1
-            continue
-        shown = found.scores >= draw_score
-        labels = [name for name, show in zip(found.names, shown, strict=True) if show]
-        drawn = output / names[picture]
-        write_image(drawn, draw_detections(pixels, found.boxes[shown], labels, found.scores[shown]))
-        results.append(_as_json(picture, pixels, found))
-        lines.append(f"{drawn}: {_summary(labels)}")
+    try:
+        for picture in tqdm(pictures, "detecting", unit="image"):
+            try:
+                pixels = read_image(picture)
+                if store is not None and picture.stem not in store:
+                    raise FastRCNNError(
+                        f"{picture}: {proposals} has no proposals of {picture.stem}; make them, or leave it out"
+                    )
+                found = detector.detect(pixels, store[picture.stem] if store is not None else None, picture.stem)
+            except FastRCNNError as e:
+                log.error("%s", e)
+                failed += 1
+                continue
+            shown = found.scores >= draw_score
+            labels = [name for name, show in zip(found.names, shown, strict=True) if show]
+            drawn = output / names[picture]
+            results.append(_as_json(picture, pixels, found))
+            write_image(drawn, draw_detections(pixels, found.boxes[shown], labels, found.scores[shown]))
+            lines.append(f"{drawn}: {_summary(labels)}")
+    finally:  # Ctrl-C and a full disk too: what is finished is written
+        if results:
+            header = {"format": "xyxy", "origin": 0, "end": "exclusive", "classes": detector.config.classes}
+            write_json(output / JSON_NAME, {**header, "images": results})
     if failed == len(pictures):
         raise FastRCNNError(f"{pictures[0]}: none of the {failed} pictures could be used; see the messages above")
-    header = {"format": "xyxy", "origin": 0, "end": "exclusive", "classes": detector.config.classes}
-    write_json(output / JSON_NAME, {**header, "images": results})
     return [*lines, f"{output / JSON_NAME}: all detections of {len(results)} pictures"]
 
 

@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 FORMAT = "fastrcnn checkpoint 1"
 KEEP = 2  # if the newest is damaged, the one before takes its place
 # Settings that change no number of the training: a resumed run may have others.
-FREE_SETTINGS = ("train", "test", "output", "device", "data.workers", "data.test", "solver.max_iterations")
+FREE_SETTINGS = (
+    *("train", "test", "output", "device", "cache_features", "feature_cache"),
+    *("data.workers", "data.test", "solver.max_iterations"),
+)
 
 
 @dataclass(frozen=True)

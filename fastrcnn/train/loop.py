@@ -31,6 +31,7 @@ from fastrcnn.model.roi_features import project, roi_pool
 from fastrcnn.model.weights import build, initialise, save_weights, unfold_statistics
 from fastrcnn.train.checkpoint import data_digest, load_latest, restore, save_checkpoint
 from fastrcnn.train.curves import plot_losses, read_metrics
+from fastrcnn.train.feature_cache import FeatureCache
 from fastrcnn.train.solver import clip_gradient, make_optimizer, schedule, set_rate
 
 log = logging.getLogger(__name__)
@@ -48,9 +49,9 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
     loss or gradient that is not finite; the last checkpoint then stays.
     """
     folder = Path(config.output)
-    with lock(folder / ".lock", "the run"), _log_file(folder), _stop_signals() as stop:
+    problems: list[Problem] = []
+    with lock(folder / ".lock", "the run"), _log_file(folder), _mended_boxes_listed(problems), _stop_signals() as stop:
         _refuse_other_run(folder, resume)
-        problems: list[Problem] = []
         records, proposals = open_data(config.data.train, config, training=True, problems=problems)
         log_problems(quick_findings("train", records, proposals, config.classes))
         with contextlib.suppress(FastRCNNError):  # the test sets need not be there yet
@@ -69,12 +70,16 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
         else:
             model.normalisation, statistics = checkpoint.normalisation, checkpoint.statistics
         model.to(device).train()
-        dataset = BatchDataset(records, proposals, config, model.normalisation.mean, model.normalisation.deviation)
         optimizer = make_optimizer(model, config.solver)
         if checkpoint is not None:
             restore(checkpoint, model, optimizer)
             log.info("going on from iteration %d", checkpoint.iteration)
-        elif not has_fc:
+        cache = FeatureCache(records, config, model) if config.cache_features else None
+        if cache:
+            cache.make(model, device, stop)
+        pixels = model.normalisation
+        dataset = BatchDataset(records, proposals, config, pixels.mean, pixels.deviation, cache)
+        if checkpoint is None and not has_fc:
             _start_fully_connected(model, dataset, device)
         first = checkpoint.iteration if checkpoint else 0
         last = config.solver.max_iterations
@@ -120,9 +125,6 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
                 if stop:
                     raise KeyboardInterrupt
         save_weights(folder / WEIGHTS, model, config, statistics)
-        for problem in problems:
-            if problem.outcome in ("clipped", "skipped"):
-                log.warning("%s: %s", problem.outcome, problem)
         log.info("wrote %s", folder / WEIGHTS)
         return folder / WEIGHTS
 
@@ -134,8 +136,9 @@ def train_step(
 
     Raises FastRCNNError when the loss or the gradient is not finite, before the weights are touched.
     """
-    maps = [model.frozen_features(image) for image in batch.images]
-    scores, deltas = model(maps, batch.rois, batch.scales, dropout_seed(config.seed, batch.iteration))
+    scores, deltas = model(
+        _frozen_maps(model, batch), batch.rois, batch.scales, dropout_seed(config.seed, batch.iteration)
+    )
     targets = statistics.normalise(batch.bbox_targets.cpu(), batch.labels.cpu()).to(deltas.device)
     losses = multi_task_loss(scores, deltas, batch.labels, targets, config.solver.bbox_loss_weight)
     loss = losses["loss_cls"] + losses["loss_bbox"]
@@ -154,6 +157,11 @@ def train_step(
     return {**values, **diagnostics(scores, batch.labels)}
 
 
+def _frozen_maps(model: FastRCNN, batch: Batch) -> list[torch.Tensor]:
+    """Where training starts: the frozen layers' output, stored or computed now; the same numbers."""
+    return batch.maps or [model.frozen_features(image) for image in batch.images]
+
+
 def _refuse_other_run(folder: Path, resume: bool) -> None:
     """One run, one folder: it is started once, and later only resumed."""
     if (folder / "config.yaml").exists() and not resume:
@@ -167,7 +175,8 @@ def _start_fully_connected(model: FastRCNN, dataset: BatchDataset, device: torch
     for batch in batches(dataset, 0, START_BATCHES, workers=0, pin_memory=False):
         batch = batch.to(device)
         rois = [project(boxes, scale) for boxes, scale in zip(batch.rois, batch.scales, strict=True)]
-        pooled.append(roi_pool(model.features(batch.images), rois, model.config.pool_size, 1 / model.stride).flatten(1))
+        features = model.trained_features(_frozen_maps(model, batch))
+        pooled.append(roi_pool(features, rois, model.config.pool_size, 1 / model.stride).flatten(1))
     scaled_start(model, torch.cat(pooled))
     log.info("fc6 and fc7 start at random; pooled features are divided by %.2f", 1 / float(model.feature_scale))
 
@@ -287,9 +296,30 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
+def _mended_boxes_listed(problems: list[Problem]) -> Iterator[None]:
+    """However the run ends, what data.on_bad_box changed or left out is told last."""
+    try:
+        yield
+    finally:
+        for problem in problems:
+            if problem.outcome in ("clipped", "skipped"):
+                log.warning("%s: %s", problem.outcome, problem)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk ends, not the run: a checkpoint that finds no room will say so and stop it in order."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logging.getLogger("fastrcnn").removeHandler(self)
+        with contextlib.suppress(OSError):  # what is buffered has no room either
+            self.close()
+        log.warning("%s: cannot be written any more; free space", self.baseFilename)
+
+
+@contextlib.contextmanager
 def _log_file(folder: Path) -> Iterator[None]:
     """Everything logged under `fastrcnn` also goes to folder/log.txt."""
-    handler = logging.FileHandler(folder / "log.txt")
+    handler = _LogFile(folder / "log.txt")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("fastrcnn")
     logger.addHandler(handler)

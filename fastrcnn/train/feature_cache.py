@@ -1,0 +1,144 @@
+"""The output of the frozen layers never changes: compute it once for each image, flip and scale, and train from there.
+
+A file for each, named by what the picture holds and how it is shown, in a folder named by all else that the numbers
+depend on. Nothing can go stale: what depends on something else has another name, and is made anew. Runs that freeze the
+same layers share their files.
+"""
+
+import copy
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import PIL
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from fastrcnn.config import Config
+from fastrcnn.data.annotations import ImageRecord
+from fastrcnn.data.images import image_scale, prepare_image, read_image
+from fastrcnn.data.sampling import PlannedImage
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import lock, remove_leftovers, write_tensors
+from fastrcnn.model.fast_rcnn import FastRCNN
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of what is stored; a change of fastrcnn that changes the numbers raises it
+NAME = "maps"  # the tensor in a file, [h, w, c]: as convolutions in channels_last leave it
+
+
+class FeatureCache:
+    """Call it with a planned image to have its output of FastRCNN.frozen_features, [c, h, w], bit for bit.
+
+    `make` computes what is missing. Reading needs no network: loader processes carry the cache along.
+    """
+
+    def __init__(self, records: list[ImageRecord], config: Config, model: FastRCNN):
+        """Raises FastRCNNError when no layer is frozen, and for an image that cannot be read."""
+        if not model.frozen_depth:
+            raise FastRCNNError("cache_features: no layer is frozen; set model.freeze_up_to, or cache_features: false")
+        self.records, self.image = records, config.image
+        self.folder = Path(config.feature_cache) / _key(model, config.image.train_long_side)
+        self.digests = [_digest(record) for record in records]
+        self.dtype = torch.bfloat16 if model.precision == "bfloat16" else torch.float32
+        self.shapes = _shapes(model, {self._size(index, side) for index, _, side in self._entries()})
+
+    def path(self, index: int, flip: bool, short_side: int) -> Path:
+        return self.folder / f"{self.digests[index]}-{short_side}{'-flip' if flip else ''}.safetensors"
+
+    def _scale(self, index: int, short_side: int) -> float:
+        record = self.records[index]
+        return image_scale(record.width, record.height, short_side, self.image.train_long_side)
+
+    def _size(self, index: int, short_side: int) -> tuple[int, int]:
+        """Width and height that prepare_image gives, in scaled pixels."""
+        record, scale = self.records[index], self._scale(index, short_side)
+        return max(round(record.width * scale), 1), max(round(record.height * scale), 1)
+
+    def __call__(self, plan: PlannedImage) -> Tensor:
+        """[c, h, w] in the layout and type that the frozen layers give. Raises FastRCNNError for a damaged file."""
+        path = self.path(plan.index, plan.flip, plan.short_side)
+        try:
+            with safe_open(path, "pt") as file:
+                maps = file.get_tensor(NAME).permute(2, 0, 1)
+        except (OSError, SafetensorError, ValueError, RuntimeError) as e:
+            raise FastRCNNError(f"{path}: cannot be read ({e}); remove it and --resume: it is made again") from None
+        if maps.shape != self.shapes[self._size(plan.index, plan.short_side)] or maps.dtype != self.dtype:
+            raise FastRCNNError(f"{path}: is of another image; remove it and --resume: it is made again")
+        return maps
+
+    def make(self, model: FastRCNN, device: torch.device, stop: Sequence[int]) -> None:
+        """Compute what is missing, image by image; a finished file stays, whatever happens.
+
+        Raises KeyboardInterrupt once `stop` is not empty, FastRCNNError for too small a disk, and while another
+        process makes the same features.
+        """
+        missing, size, whole = [], 0, 0
+        for index, flip, side in self._entries():
+            nbytes = self.shapes[self._size(index, side)].numel() * self.dtype.itemsize
+            whole += nbytes
+            path = self.path(index, flip, side)
+            if not path.exists() or path.stat().st_size < nbytes:
+                missing.append((index, flip, side))
+                size += nbytes
+        log.info("features of the frozen layers: %.1f GB in %s, %.1f GB to make", whole / 1e9, self.folder, size / 1e9)
+        if not missing:
+            return
+        with lock(self.folder / ".lock", "the feature cache"):
+            remove_leftovers(self.folder)
+            free = shutil.disk_usage(self.folder).free
+            if free < size:
+                raise FastRCNNError(
+                    f"{self.folder}: the features need {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left; "
+                    "free space, set feature_cache to another disk, or cache_features: false"
+                )
+            normalisation, last, pixels = model.normalisation, -1, None
+            bar = tqdm(missing, "frozen features", unit="image", mininterval=1, dynamic_ncols=True)
+            with logging_redirect_tqdm():
+                for index, flip, side in bar:
+                    if stop:
+                        raise KeyboardInterrupt
+                    if index != last:
+                        last, pixels = index, read_image(self.records[index].path)
+                    scale = self._scale(index, side)
+                    image = prepare_image(pixels, scale, normalisation.mean, normalisation.deviation, flip)
+                    maps = model.frozen_features(image.to(device))
+                    write_tensors(self.path(index, flip, side), {NAME: maps.permute(1, 2, 0)}, {})
+
+    def _entries(self) -> Iterator[tuple[int, bool, int]]:
+        """Everything that a plan can ask for: index of the image, flip, short side."""
+        for index in range(len(self.records)):
+            for side in dict.fromkeys(self.image.train_short_side):
+                for flip in (False, True) if self.image.flip else (False,):
+                    yield index, flip, side
+
+
+def _shapes(model: FastRCNN, sizes: set[tuple[int, int]]) -> dict[tuple[int, int], torch.Size]:
+    """What frozen_features makes of pictures of these sizes (width, height in scaled pixels), without computing it."""
+    layers = copy.deepcopy(model.backbone[: model.frozen_depth]).to("meta")
+    return {(w, h): layers(torch.empty(1, 3, h, w, device="meta")).shape[1:] for w, h in sizes}
+
+
+def _digest(record: ImageRecord) -> str:
+    try:
+        return hashlib.blake2b(record.path.read_bytes(), digest_size=16).hexdigest()
+    except OSError as e:
+        raise FastRCNNError(f"{record.path}: cannot be read: {e.strerror}; restore it or leave it out") from None
+
+
+def _key(model: FastRCNN, long_side: int) -> str:
+    """A digest of all that the numbers depend on but the picture: weights, pixels in, arithmetic, libraries."""
+    layers = model.backbone[: model.frozen_depth]
+    libraries = (torch.__version__, cv2.__version__, PIL.__version__, torch.backends.cpu.get_cpu_capability())
+    about = (VERSION, [name for name, _ in layers.named_children()], model.normalisation, model.precision)
+    digest = hashlib.blake2b(repr((about, model.device.type, long_side, libraries)).encode(), digest_size=16)
+    for tensor in layers.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,143 @@
+import logging
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+from test_loop import config_of, same_weights
+
+from fastrcnn import config as configs
+from fastrcnn.data.dataset import open_data
+from fastrcnn.data.loader import BatchDataset
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import read_tensors, write_tensors
+from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.weights import build, initialise
+from fastrcnn.train.feature_cache import FeatureCache
+from fastrcnn.train.loop import train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cached(tree, tmp_path):
+    return {**tree, "cache_features": True, "feature_cache": str(tmp_path / "features")}
+
+
+def cache_of(tree):
+    config = configs.from_dict(tree)
+    records, proposals = open_data(config.data.train, config, training=True)
+    model = build(config).train()
+    initialise(model, config)
+    return records, proposals, config, model, FeatureCache(records, config, model)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("freeze_up_to", ["conv1", "conv3_1", "conv3_2"])
+def test_training_from_the_cache_is_the_same_bit_for_bit(tree, cached, tmp_path, precision, freeze_up_to):
+    """Losses and weights, with flips, two scales and a loader process."""
+    change = {"precision": precision, "model": {**tree["model"], "freeze_up_to": freeze_up_to}}
+    change |= {"image": {"train_short_side": [64, 96], "flip": True}}
+    plain = train(config_of({**tree, **change}, tmp_path / "plain"))
+    stored = train(config_of({**cached, **change, "data": {**tree["data"], "workers": 1}}, tmp_path / "stored"))
+    assert same_weights(plain, stored)
+    speed = '"images_per_second"'
+    losses = [[line.split(speed)[0] for line in (w.parent / "metrics.jsonl").open()] for w in (plain, stored)]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_vgg16_from_the_cache_is_the_same_bit_for_bit(cached):
+    """conv1_1 to conv4_3 frozen, bfloat16; what is stored is what the layers give, in their layout."""
+    cached |= {"precision": "bfloat16", "model": {"backbone": "vgg16", "weights": "", "freeze_up_to": "conv4_3"}}
+    cached["model"]["fc_width"] = 8
+    records, proposals, config, model, cache = cache_of(cached)
+    cache.records, cache.digests = records[:1], cache.digests[:1]
+    cache.make(model, CPU, ())
+    pixels = model.normalisation
+    plain = BatchDataset(records[:1], proposals, config, pixels.mean, pixels.deviation)
+    stored = BatchDataset(records[:1], proposals, config, pixels.mean, pixels.deviation, cache)
+    for image, maps in zip(plain[0].images, stored[0].maps, strict=True):
+        assert maps.dtype == torch.bfloat16 and maps.permute(1, 2, 0).is_contiguous()
+        assert torch.equal(maps, model.frozen_features(image))
+
+
+def test_a_kill_loses_at_most_one_image_and_nothing_is_made_twice(cached, monkeypatch, caplog):
+    *_, model, cache = cache_of(cached)
+    made, original = [], FastRCNN.frozen_features
+
+    def counting(self, image):
+        if len(made) == 5:
+            raise MemoryError
+        made.append(1)
+        return original(self, image)
+
+    monkeypatch.setattr(FastRCNN, "frozen_features", counting)
+    with pytest.raises(MemoryError):
+        cache.make(model, CPU, ())
+    assert len(list(cache.folder.glob("*.safetensors"))) == 5
+    monkeypatch.setattr(FastRCNN, "frozen_features", lambda self, image: made.append(1) or original(self, image))
+    with pytest.raises(KeyboardInterrupt):
+        cache.make(model, CPU, [2])
+    with caplog.at_level(logging.INFO):
+        cache.make(model, CPU, ())
+        cache.make(model, CPU, ())
+    assert len(made) == 16 == len(list(cache.folder.glob("*.safetensors")))  # 8 images and their mirror images
+    assert "GB to make" in caplog.text
+
+
+def test_the_size_that_is_told_is_what_is_written(cached, caplog):
+    cached["image"] = {"train_short_side": [96, 333]}
+    *_, model, cache = cache_of(cached)
+    with caplog.at_level(logging.INFO):
+        cache.make(model, CPU, ())
+    told = sum(4 * cache.shapes[cache._size(i, side)].numel() for i, _, side in cache._entries())
+    written = sum(t.numel() * 4 for p in cache.folder.glob("*.safetensors") for t in read_tensors(p)[0].values())
+    assert told == written and f"{told / 1e9:.1f} GB in " in caplog.text
+
+
+def test_what_the_numbers_depend_on_names_them(cached, shapes, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(shapes, root)
+    cached["data"]["train"][0]["root"] = str(root)
+    records, *_, model, cache = cache_of(cached)
+    same, folder = cache.path(0, False, 96), cache.folder
+    names = {cache.path(0, True, 96), cache.path(1, False, 96), cache.path(0, False, 97), same}
+    assert len(names) == 4
+
+    others = [{"seed": 9}, {"precision": "bfloat16"}, {"image": {**cached["image"], "train_long_side": 120}}]
+    others += [{"model": {**cached["model"], "freeze_up_to": "conv2"}}]
+    others += [{"model": {**cached["model"], "normalisation": "caffe"}}]
+    folders = {cache_of({**cached, **other})[-1].folder for other in others}
+    assert len(folders) == len(others) and folder not in folders
+
+    with records[0].path.open("ab") as file:  # the picture changes, its name does not
+        file.write(b"\0")
+    changed = cache_of(cached)[-1]
+    assert changed.path(0, False, 96) != same and changed.path(1, False, 96) == cache.path(1, False, 96)
+
+
+def test_training_that_changes_later_layers_shares_the_files(cached):
+    assert cache_of(cached)[-1].folder == cache_of({**cached, "solver": {**cached["solver"], "lr": 1.0}})[-1].folder
+
+
+def test_faults_are_told_and_mended(cached, monkeypatch):
+    *_, model, cache = cache_of(cached)
+    usage = namedtuple("usage", "free")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage(10))
+        with pytest.raises(FastRCNNError, match="the disk has 0.0 GB left; free space, set feature_cache"):
+            cache.make(model, CPU, ())
+    cache.make(model, CPU, ())
+    plan = namedtuple("plan", "index flip short_side")(0, False, 96)
+    path = cache.path(*plan)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FastRCNNError, match=f"{path.name}: cannot be read .*remove it and --resume"):
+        cache(plan)
+    cache.make(model, CPU, ())
+    assert path.read_bytes() == whole
+    write_tensors(path, {"maps": torch.zeros(50, 50, 32)}, {})
+    with pytest.raises(FastRCNNError, match=f"{path.name}: is of another image"):
+        cache(plan)
+    with pytest.raises(FastRCNNError, match="no layer is frozen; set model.freeze_up_to"):
+        cache_of({**cached, "model": {**cached["model"], "freeze_up_to": ""}})

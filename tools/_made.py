@@ -1,0 +1,168 @@
+"""Pictures, proposals and networks to measure on, made on the spot: for bench.py."""
+
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from fastrcnn import config as configs
+from fastrcnn.boxes import TargetStatistics
+from fastrcnn.config import Config
+from fastrcnn.data.annotations import ImageRecord
+from fastrcnn.data.images import image_scale, prepare_image, read_image
+from fastrcnn.data.loader import Batch, BatchDataset
+from fastrcnn.data.shapes import draw_image
+from fastrcnn.model import fast_rcnn
+from fastrcnn.model.fast_rcnn import FastRCNN, rms, scaled_start
+from fastrcnn.model.roi_features import project, roi_cells, roi_pool, unique_rois
+from fastrcnn.model.weights import build
+from fastrcnn.train import loop
+from fastrcnn.train.feature_cache import FeatureCache
+from fastrcnn.train.solver import make_optimizer
+
+from _timing import Stages
+
+WIDTH, HEIGHT, PROPOSALS = 500, 375, 2000
+
+
+def picture(folder: Path, index: int = 1) -> Path:
+    """A JPEG of made shapes, enlarged to VOC's most frequent size."""
+    image = cv2.resize(draw_image(3, index)[0], (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    path = folder / f"{index:06d}.jpg"
+    cv2.imwrite(str(path), image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return path
+
+
+def distinct_proposals(short_side: int = 600, stride: int = 16) -> np.ndarray:
+    """2,000 boxes [P, 4] of which no two share their cells, so that nothing is left out of the arithmetic."""
+    rng = np.random.default_rng(0)
+    corner = rng.integers(0, (WIDTH - 40, HEIGHT - 40), (4 * PROPOSALS, 2))
+    size = np.exp(rng.uniform(np.log(30), np.log(360), (4 * PROPOSALS, 2)))
+    boxes = np.hstack((corner, np.minimum(corner + size, (WIDTH, HEIGHT)).round())).astype(np.float32)
+    cells = roi_cells(project(torch.from_numpy(boxes), short_side / HEIGHT), 1 / stride)
+    return boxes[np.sort(unique_rois(cells)[0].numpy())][:PROPOSALS]
+
+
+def made_config(small: bool, precision: str, cached: bool = False) -> Config:
+    side, width = (400, 1024) if cached else (600, 4096)
+    model = {"backbone": "tiny" if small else "vgg16", "weights": "", "fc_width": 64 if small else width}
+    model["freeze_up_to"] = ("conv3_1" if small else "conv4_3") if cached else ("conv1" if small else "conv2_2")
+    if cached:
+        model["dropout"] = 0.0
+    image = {"train_short_side": [side], "test_short_side": [side]}
+    classes = [f"class {k}" for k in range(1, 21)]
+    return configs.from_dict({"classes": classes, "model": model, "image": image, "precision": precision})
+
+
+def made_network(small: bool, precision: str, path: Path, proposals: np.ndarray) -> tuple[FastRCNN, Config]:
+    """Random weights that behave like trained ones: the same for both precisions."""
+    config = made_config(small, precision)
+    return calibrate(build(config).eval(), config, path, proposals), config
+
+
+CANDIDATES = 1000  # scores above the threshold; trained networks have some hundreds to thousands
+
+
+def calibrate(model: FastRCNN, config: Config, path: Path, proposals: np.ndarray) -> FastRCNN:
+    """Scale the layers so that RoIs differ, and the background's bias so that as many as CANDIDATES pass."""
+    rois = torch.from_numpy(proposals[::8])
+    scale = image_scale(WIDTH, HEIGHT, config.image.test_short_side[0], config.image.test_long_side)
+    image = prepare_image(read_image(path), scale, model.normalisation.mean, model.normalisation.deviation)
+    precision, model.precision = model.precision, "float32"  # the same numbers for both
+    with torch.no_grad():
+        pooled = roi_pool(model.features([image]), [project(rois, scale)], 7, 1 / model.stride).flatten(1)
+        if isinstance(model.fc6, nn.Linear):
+            scaled_start(model, pooled)
+        else:
+            model.fc7.U.weight /= rms(model.fully_connected(pooled))
+        scores, deltas = model.siblings(model.fully_connected(pooled))
+        model.cls_score.weight *= 2 / scores.std(dim=0)[:, None]
+        model.bbox_pred.weight *= 0.1 / deltas.std()
+        scores, deltas = model.siblings(model.fully_connected(pooled))
+        model.cls_score.bias -= scores.mean(dim=0)
+        model.bbox_pred.bias -= deltas.mean(dim=0)
+        scores -= scores.mean(dim=0)
+        low, high = 0.0, 30.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            shifted = scores.clone()
+            shifted[:, 0] += middle
+            passing = int((shifted.softmax(dim=1)[:, 1:] > config.test.score_threshold).sum()) * 8
+            low, high = (middle, high) if passing > CANDIDATES else (low, middle)
+        model.cls_score.bias[0] += low
+    model.precision = precision
+    return model
+
+
+class Training:
+    """What train() sets up before its first iteration, on two made pictures."""
+
+    def __init__(self, folder: Path, config: Config):
+        self.config, self.folder = config, folder
+        proposals = distinct_proposals()
+        boxes = proposals[:4]
+        self.records = [
+            ImageRecord(
+                id=str(i),
+                path=picture(folder, i),
+                width=WIDTH,
+                height=HEIGHT,
+                boxes=boxes,
+                classes=np.arange(1, 5),
+                difficult=np.zeros(4, bool),
+                annotation=None,
+            )
+            for i in (1, 2)
+        ]
+        self.model = build(config).train()
+        self.optimizer = make_optimizer(self.model, config.solver)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 1e-6  # the same work each time
+        classes = self.model.num_classes
+        self.statistics = TargetStatistics(torch.zeros(classes, 4), torch.ones(classes, 4))
+        pixels = self.model.normalisation
+        self.dataset = BatchDataset(
+            self.records, {"1": proposals, "2": proposals}, config, pixels.mean, pixels.deviation
+        )
+
+    def batch(self, iteration: int) -> Batch:
+        return self.dataset[iteration]
+
+    def stored_batch(self, iteration: int) -> Batch:
+        self.config.feature_cache = str(self.folder / "features")
+        cache = FeatureCache(self.records, self.config, self.model)
+        cache.make(self.model, torch.device("cpu"), ())
+        self.dataset.frozen_features = cache
+        return self.dataset[iteration]
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        return loop.train_step(self.model, self.optimizer, batch, self.statistics, self.config)
+
+    def loading(self, batches: int = 20) -> float:
+        """CPU seconds that a loader process needs for a batch."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        cv2.setNumThreads(0)
+        started = time.process_time()
+        for iteration in range(batches):
+            self.batch(iteration)
+        seconds = (time.process_time() - started) / batches
+        torch.set_num_threads(threads)
+        return seconds
+
+    def stages(self, stages: Stages) -> None:
+        learning = "backward"
+        for i, layer in enumerate(self.model.backbone):
+            stages.hook(layer, "frozen conv" if i < self.model.frozen_depth else "conv", learning)
+        stages.wrap(fast_rcnn, "roi_pool", "RoI pool")
+        for stage in ("fc6", "fc7"):
+            stages.hook(getattr(self.model, stage), stage, learning)
+        for layer in (self.model.cls_score, self.model.bbox_pred):
+            stages.hook(layer, "siblings", learning)
+        stages.wrap(loop, "multi_task_loss", "losses")
+        stages.wrap(torch.Tensor, "backward", learning)
+        stages.wrap(loop, "clip_gradient", "gradient norm")
+        stages.wrap(self.optimizer, "step", "SGD")

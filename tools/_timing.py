@@ -1,0 +1,132 @@
+"""Timing in turns, and the parts of running code: for bench.py."""
+
+import contextlib
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from tqdm import trange
+
+
+def medians(rounds: int, cases: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median seconds of each case, all timed in turns, after one turn that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in trange(rounds + 1, desc="timing", unit="turn", disable=None):
+        for name, case in cases.items():
+            started = time.perf_counter()
+            case()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def products(size: int) -> dict[str, Callable[[], object]]:
+    """Square matrix products in both precisions: what the machine can do."""
+    cases = {}
+    for name in ("float32", "bfloat16"):
+        a, b = (torch.randn(size, size, dtype=getattr(torch, name)) for _ in range(2))
+        cases[f"product {name}"] = lambda a=a, b=b: a @ b
+    return cases
+
+
+def rates(seconds: dict[str, float], size: int) -> dict[str, float]:
+    """GFLOP a second of the two products."""
+    return {name: 2e-9 * size**3 / seconds[f"product {name}"] for name in ("float32", "bfloat16")}
+
+
+class Stages:
+    """Seconds and GFLOP of the parts of code as it runs: wraps functions, and hooks layers."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.gflop: dict[str, float] = defaultdict(float)
+        self.undo: list[Callable[[], None]] = []
+
+    def wrap(self, owner: object, name: str, stage: str) -> None:
+        """Time calls of owner.name, and each step of it if it is a generator."""
+        original = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.timing(stage):
+                result = original(*args, **kwargs)
+            return self._steps(result, stage) if hasattr(result, "__next__") else result
+
+        setattr(owner, name, timed)
+        self.undo.append(lambda: setattr(owner, name, original))
+
+    def _steps(self, steps: Iterator, stage: str) -> Iterator:
+        while True:
+            with self.timing(stage):
+                item = next(steps, None)
+            if item is None:
+                return
+            yield item
+
+    def hook(self, module: Any, stage: str, learning: str | None = None) -> None:
+        """Time a module's forward and count its arithmetic; that of its backward goes to the stage `learning`."""
+        started: list[float] = []
+
+        def before(*_: object) -> None:
+            started.append(time.perf_counter())
+
+        def after(*_: object) -> None:
+            self.seconds[stage] += time.perf_counter() - started.pop()
+
+        def count(layer: Any, inputs: tuple, output: Any) -> None:
+            forward = 2e-9 * output.numel() * layer.weight[0].numel()
+            self.gflop[stage] += forward
+            if learning and layer.weight.requires_grad:
+                self.gflop[learning] += forward * (1 + inputs[0].requires_grad)
+
+        hooks = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        leaves = [m for m in module.modules() if getattr(m, "weight", None) is not None]
+        hooks += [leaf.register_forward_hook(count) for leaf in leaves]
+        self.undo += [h.remove for h in hooks]
+
+    @contextlib.contextmanager
+    def timing(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - started
+
+    def close(self) -> None:
+        for undo in reversed(self.undo):
+            undo()
+
+
+def staged(rounds: int, install: Callable[[Stages], None], work: Callable[[], object], rate: float) -> dict[str, Any]:
+    """Run `work` with stages installed; medians by stage, in milliseconds, and what floor they stand on."""
+    seen: list[Stages] = []
+    for _ in range(rounds):
+        stages = Stages()
+        install(stages)
+        try:
+            with stages.timing("whole"):
+                work()
+        finally:
+            stages.close()
+        seen.append(stages)
+    whole = statistics.median(s.seconds["whole"] for s in seen)
+    rows, told = [], 0.0
+    for stage in (s for s in seen[0].seconds if s != "whole"):
+        seconds, gflop = statistics.median(s.seconds[stage] for s in seen), seen[0].gflop[stage]
+        told += seconds
+        rows.append(_row(stage, seconds, whole, gflop, rate))
+    rows.append(_row("rest", whole - told, whole, 0.0, rate))
+    return {"stages": rows, "gflop": sum(row["gflop"] for row in rows)}
+
+
+def _row(stage: str, seconds: float, whole: float, gflop: float, rate: float) -> dict[str, Any]:
+    floor = gflop / rate
+    ratio = {"floor / measured": floor / seconds} if gflop > 1 else {}
+    return {"stage": stage, "ms": 1e3 * seconds, "share": seconds / whole, "gflop": gflop, **ratio}
+
+
+def case(seconds: float, gflop: float, rate: float, other: float | None) -> dict[str, float]:
+    """One line of the table: milliseconds, how near to the floor, how many times as fast as the assembly."""
+    result = {"ms": 1e3 * seconds, "gflop": gflop, "floor ms": 1e3 * gflop / rate}
+    result["floor / measured"] = gflop / rate / seconds
+    return result if other is None else {**result, "times as fast as the assembly": other / seconds}

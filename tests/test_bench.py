@@ -1,0 +1,117 @@
+"""What tools/bench.py counts is right, and all its words work; its times are not tested."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+sys.path.append(str(TOOLS))
+
+from fastrcnn.config import ModelConfig  # noqa: E402
+from fastrcnn.model.fast_rcnn import FastRCNN  # noqa: E402
+
+import _benchmarks as benchmarks  # noqa: E402
+from _timing import Stages  # noqa: E402
+
+
+def test_the_arithmetic_of_the_paper_s_network():
+    """VGG16 at 600 x 800 with 2,000 RoIs: 293 GFLOP in the convolutions, 478 in fc6 and fc7 (DESIGN: its floor)."""
+    with torch.device("meta"):
+        model = FastRCNN(ModelConfig(), 21)
+        stages = Stages()
+        stages.hook(model.backbone, "conv")
+        for name in ("fc6", "fc7"):
+            stages.hook(getattr(model, name), "fc")
+        model.backbone(torch.empty(1, 3, 600, 800))
+        model.fc7(model.fc6(torch.empty(2000, 25088)))
+    stages.close()
+    assert stages.gflop["conv"] == pytest.approx(293, rel=0.01)
+    assert stages.gflop["fc"] == pytest.approx(478, rel=0.01)
+
+
+def test_backward_counts_for_trained_layers_only():
+    """The first trained layer needs no gradient of its input, a frozen one needs nothing."""
+    layers = nn.Sequential(nn.Linear(10, 20, bias=False), nn.Linear(20, 30, bias=False), nn.Linear(30, 40, bias=False))
+    layers[0].requires_grad_(False)
+    stages = Stages()
+    for layer in layers:
+        stages.hook(layer, "forward", "backward")
+    layers(torch.randn(5, 10)).sum().backward()
+    stages.close()
+    assert stages.gflop["forward"] == pytest.approx(1e-9 * 2 * 5 * (200 + 600 + 1200))
+    assert stages.gflop["backward"] == pytest.approx(1e-9 * 2 * 5 * (600 + 2 * 1200))
+
+
+def test_wrapped_functions_and_generators_are_timed_and_put_back():
+    class Owner:
+        @staticmethod
+        def work(n):
+            return n + 1
+
+        @staticmethod
+        def steps(n):
+            yield from range(n)
+
+    before, stages = (Owner.work, Owner.steps), Stages()
+    stages.wrap(Owner, "work", "work")
+    stages.wrap(Owner, "steps", "steps")
+    assert Owner.work(1) == 2 and list(Owner.steps(3)) == [0, 1, 2]
+    stages.close()
+    assert (Owner.work, Owner.steps) == before and {"work", "steps"} == stages.seconds.keys()
+
+
+def test_detection_and_the_assembly_find_the_same():
+    result = benchmarks.detect(rounds=1, small=True)
+    assert result["checks"]["detections, the same in both"] == 100
+    assert result["checks"]["furthest apart (pixels, scores)"] < 1e-3
+    assert {"decode", "scale", "conv", "RoI pool", "fc6", "fc7", "siblings", "NMS", "rest"} == {
+        row["stage"] for row in result["stages"]["float32"]
+    }
+    shares = [row["share"] for row in result["stages"]["float32"]]
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_a_training_step_by_stages():
+    result = benchmarks.train(rounds=1, small=True)
+    stages = {row["stage"]: row for row in result["stages"]["float32"]}
+    assert {"frozen conv", "conv", "RoI pool", "fc6", "fc7", "losses", "backward", "SGD"} <= stages.keys()
+    assert stages["backward"]["gflop"] > stages["conv"]["gflop"]
+    assert result["checks"]["growth over 300 iterations of the tiny network, MB"] < 100
+
+
+def test_stored_features_give_the_same_loss():
+    result = benchmarks.cached(rounds=1, small=True)
+    assert all(same is True for name, same in result["checks"].items() if "bit for bit" in name)
+    assert len(result["checks"]) == 2
+
+
+@pytest.mark.parametrize("work", [benchmarks.suppression, benchmarks.evaluation, benchmarks.proposals])
+def test_the_other_words(work):
+    result = work(rounds=1, small=True)
+    assert all(values["ms"] > 0 for values in result["cases"].values())
+    assert result.get("checks", {}).get("largest difference of AP", 0) < 1e-12
+
+
+@pytest.mark.parametrize("options", [["--json"], []])
+def test_the_tool(options):
+    words = [sys.executable, str(TOOLS / "bench.py"), "roi_pool", "--small", "--rounds", "1", *options]
+    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    if options:
+        result = json.loads(printed)
+        assert result["checks"] == {"float32: the same bits": True, "bfloat16: the same bits": True}
+        assert result["machine"]["torch"] == torch.__version__
+    else:
+        assert "float32: the same bits: True" in printed
+
+
+def test_help_needs_no_torch_and_wrong_words_are_refused():
+    def bench(*words):
+        return subprocess.run([sys.executable, TOOLS / "bench.py", *words], capture_output=True, text=True, check=False)
+
+    assert "4096^3" in bench("--help").stdout
+    assert "neither" in bench("train", "model.safetensors").stderr and bench("nms", "--cached").returncode == 1

@@ -227,8 +227,8 @@ def peak(work: Callable, *args: Any) -> Any:
 
 def resident() -> float:
     """Peak resident memory of this process, GB. (getrusage would give the parent's, if that was larger.)"""
-    (peak_kb,) = (line.split()[1] for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
-    return int(peak_kb) / 1e6
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1e6
 
 
 def memory_of_detection(weights: Path, path: Path) -> float:

@@ -294,6 +294,39 @@ def test_ctrl_c_while_proposals_processes_start(folder):
     assert not (folder / "own.safetensors").exists()
 
 
+def test_ctrl_c_while_features_are_computed_keeps_those_that_are_finished(folder, tree):
+    cached = {**tree, "cache_features": True, "feature_cache": "features", "output": "cached"}
+    (folder / "cached.yaml").write_text(yaml.safe_dump(cached))
+    change = functools.partial(slow, "fastrcnn.model.fast_rcnn:FastRCNN.frozen_features", 0.2)
+    stored = lambda: [*(folder / "features").rglob("*.safetensors")]  # noqa: E731
+    interrupt("train", "cached.yaml", cwd=folder, changes=[change], when=lambda: len(stored()) >= 3)
+    before = {path: path.stat().st_mtime_ns for path in stored()}
+    assert 3 <= len(before) < 16 and not [*(folder / "features").rglob("*.tmp")]
+    run("train", "cached.yaml", cwd=folder)  # no run was begun: the same command goes on
+    assert len(stored()) == 16 and all(path.stat().st_mtime_ns == time for path, time in before.items())
+    run("train", "run.yaml", cwd=folder)
+    assert same_weights(folder / "cached/model.safetensors", folder / "run/model.safetensors")
+
+
+def test_ctrl_c_while_compressing_leaves_no_half_file(folder):
+    change = functools.partial(slow, "fastrcnn.model.compress:truncated_svd", 1.0)
+    (folder / "begun").unlink(missing_ok=True)
+    args = ("model.safetensors", "small.safetensors", "--fc6", "8", "--fc7", "8")
+    mark = functools.partial(on_call, "fastrcnn.model.compress:load_model", 1, "before", act=(folder / "begun").touch)
+    interrupt("compress", *args, cwd=folder, changes=[change, mark], when=(folder / "begun").exists)
+    assert not [*folder.glob("*small*")]
+
+
+@pytest.mark.parametrize(
+    ("tool", "args", "sign"),
+    [("demo", (), "data/shapes/JPEGImages/*.jpg"), ("bench", ("evaluate",), "bench.log")],
+)
+def test_ctrl_c_in_the_demo_and_the_bench(tmp_path, tool, args, sign):
+    for name in ("tools", "configs"):
+        (tmp_path / name).symlink_to(Path(__file__).parent.parent / name)
+    interrupt(tool, *args, cwd=tmp_path, when=lambda: [*tmp_path.glob(sign)] and not time.sleep(1))
+
+
 # ---- no silent wrongness
 
 

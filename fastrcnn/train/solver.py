@@ -57,8 +57,8 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 def clip_gradient(model: nn.Module, bound: float) -> float:
     """Scale the whole gradient down to at most `bound` in norm (0: leave it); the norm before, NaN or inf included."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if bound:
-        torch.nn.utils.clip_grads_with_norm_([p for p in model.parameters() if p.grad is not None], bound, norm)
+    learned = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in learned])
+    if bound and norm > bound:  # below it, torch would multiply every gradient by 1
+        torch.nn.utils.clip_grads_with_norm_(learned, bound, norm)
     return float(norm)

@@ -177,11 +177,12 @@ def train(rounds: int, small: bool) -> dict[str, Any]:
         loading = runs["float32"].loading()
         step = torch.get_num_threads() * seconds["bfloat16"]
         steps = 5 if small else 20
+        memory, growth = peak(memory_of_training, small, steps)
         result["checks"] = {
             "loader, CPU ms a batch": 1e3 * loading,
             "loader / CPU time of a bfloat16 step": loading / step,
-            "peak memory of training, float32, GB": peak(memory_of_training, small, 3)[0],
-            f"growth over {steps} iterations, MB": 1e3 * peak(memory_of_training, small, steps)[1],
+            "peak memory of training, float32, GB": memory,
+            f"growth over {steps} iterations, MB": 1e3 * growth,
             "growth over 300 iterations of the tiny network, MB": 1e3 * peak(memory_of_training, True, 300)[1],
         }
         return result

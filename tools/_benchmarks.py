@@ -177,11 +177,11 @@ def train(rounds: int, small: bool) -> dict[str, Any]:
         loading = runs["float32"].loading()
         step = torch.get_num_threads() * seconds["bfloat16"]
         steps = 5 if small else 20
-        memory, growth = peak(memory_of_training, small, steps)
+        highest, growth = peak(memory_of_training, small, steps)
         result["checks"] = {
             "loader, CPU ms a batch": 1e3 * loading,
             "loader / CPU time of a bfloat16 step": loading / step,
-            "peak memory of training, float32, GB": memory,
+            "peak memory of training, float32, GB": highest,
             f"growth over {steps} iterations, MB": 1e3 * growth,
             "growth over 300 iterations of the tiny network, MB": 1e3 * peak(memory_of_training, True, 300)[1],
         }
@@ -226,10 +226,10 @@ def peak(work: Callable, *args: Any) -> Any:
         return pool.apply(work, args)
 
 
-def resident() -> float:
-    """Peak resident memory of this process, GB. (getrusage would give the parent's, if that was larger.)"""
+def memory(kind: str) -> float:
+    """Resident memory of this process in GB: `VmRSS` now, `VmHWM` its peak. (getrusage may give the parent's peak.)"""
     status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1e6
+    return next(int(line.split()[1]) for line in status if line.startswith(kind)) / 1e6
 
 
 def memory_of_detection(weights: Path, path: Path) -> float:
@@ -237,7 +237,7 @@ def memory_of_detection(weights: Path, path: Path) -> float:
     detector, proposals = fastrcnn.load(weights, "cpu"), distinct_proposals()
     for _ in range(3):
         detector.detect(path, proposals)
-    return resident()
+    return memory("VmHWM")
 
 
 def save_made_network(small: bool, weights: Path) -> None:
@@ -247,15 +247,15 @@ def save_made_network(small: bool, weights: Path) -> None:
 
 
 def memory_of_training(small: bool, iterations: int) -> tuple[float, float]:
-    """Peak GB, and by how many GB it grew after the first tenth of the iterations."""
+    """Peak GB, and by how many GB memory grew after the first third of the iterations."""
     with tempfile.TemporaryDirectory() as folder:
         training = Training(Path(folder), made_config(small, "float32"))
         early = 0.0
         for iteration in range(iterations):
             training.step(training.batch(iteration))
-            if iteration == max(iterations // 10, 1):
-                early = resident()
-        return resident(), resident() - early
+            if iteration == iterations // 3:
+                early = memory("VmRSS")
+        return memory("VmHWM"), memory("VmRSS") - early
 
 
 # ---- the parts

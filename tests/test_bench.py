@@ -17,6 +17,7 @@ from fastrcnn.model.fast_rcnn import FastRCNN  # noqa: E402
 
 import _benchmarks as benchmarks  # noqa: E402
 from _timing import Stages  # noqa: E402
+from bench import as_text  # noqa: E402
 
 
 def test_the_arithmetic_of_the_paper_s_network():
@@ -81,7 +82,7 @@ def test_a_training_step_by_stages():
     stages = {row["stage"]: row for row in result["stages"]["float32"]}
     assert {"frozen conv", "conv", "RoI pool", "fc6", "fc7", "losses", "backward", "SGD"} <= stages.keys()
     assert stages["backward"]["gflop"] > stages["conv"]["gflop"]
-    assert result["checks"]["growth over 300 iterations of the tiny network, MB"] < 100
+    assert result["checks"]["growth over 20 iterations of the tiny network, MB"] < 200
 
 
 def test_stored_features_give_the_same_loss():
@@ -97,16 +98,12 @@ def test_the_other_words(work):
     assert result.get("checks", {}).get("largest difference of AP", 0) < 1e-12
 
 
-@pytest.mark.parametrize("options", [["--json"], []])
-def test_the_tool(options):
-    words = [sys.executable, str(TOOLS / "bench.py"), "roi_pool", "--small", "--rounds", "1", *options]
-    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    if options:
-        result = json.loads(printed)
-        assert result["checks"] == {"float32: the same bits": True, "bfloat16: the same bits": True}
-        assert result["machine"]["torch"] == torch.__version__
-    else:
-        assert "float32: the same bits: True" in printed
+def test_the_tool_prints_json_and_text():
+    words = [sys.executable, str(TOOLS / "bench.py"), "roi_pool", "--small", "--rounds", "1", "--json"]
+    result = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    assert result["checks"] == {"float32: the same bits": True, "bfloat16: the same bits": True}
+    assert result["machine"]["torch"] == torch.__version__
+    assert "float32: the same bits: True" in as_text(result)
 
 
 def test_help_needs_no_torch_and_wrong_words_are_refused():

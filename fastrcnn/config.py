@@ -175,21 +175,33 @@ def save(config: Config, path: str | Path) -> None:
         file.write(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True).encode())
 
 
-class _Loader(yaml.SafeLoader):
-    """Data only, and each value written out: a few lines of aliases to aliases stand for more than memory holds."""
-
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are refused; write the value out")
-        return super().compose_node(parent, index)
+MAX_VALUES = 100_000  # in a YAML file with all aliases written out; no configuration comes near
 
 
 def _parse(text: str) -> Any:
-    loader = _Loader(text)
+    """yaml.safe_load, but a few lines of aliases to aliases, which stand for more than memory holds, are refused."""
+    loader = yaml.SafeLoader(text)
     try:
-        return loader.get_single_data()
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        if _values(root, {}) > MAX_VALUES:
+            raise yaml.YAMLError(f"its aliases (*name) stand for more than {MAX_VALUES} values; write them out")
+        return loader.construct_document(root)
     finally:
         loader.dispose()
+
+
+def _values(node: yaml.Node, counted: dict[int, float]) -> float:
+    """How many values a node stands for; infinitely many if it holds itself."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in counted:
+        counted[id(node)] = math.inf
+        mapping = isinstance(node, yaml.MappingNode)
+        children = [child for pair in node.value for child in pair] if mapping else node.value
+        counted[id(node)] = 1 + sum(_values(child, counted) for child in children)
+    return counted[id(node)]
 
 
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from bench import as_text  # noqa: E402
 
 
 def test_the_arithmetic_of_the_paper_s_network():
-    """VGG16 at 600 x 800 with 2,000 RoIs: 293 GFLOP in the convolutions, 478 in fc6 and fc7 (DESIGN: its floor)."""
+    """VGG16 at 600 x 800 with 2,000 RoIs: 293 GFLOP in the convolutions, 478 in fc6 and fc7."""
     with torch.device("meta"):
         model = FastRCNN(ModelConfig(), 21)
         stages = Stages()

@@ -47,6 +47,7 @@ def distinct_proposals(short_side: int = 600, stride: int = 16) -> np.ndarray:
 
 
 def made_config(small: bool, precision: str, cached: bool = False) -> Config:
+    """VGG16 with the paper's settings and 20 classes; `cached`: those of voc07_cpu.yaml; `small`: the tiny network."""
     side, width = (400, 1024) if cached else (600, 4096)
     model = {"backbone": "tiny" if small else "vgg16", "weights": "", "fc_width": 64 if small else width}
     model["freeze_up_to"] = ("conv3_1" if small else "conv4_3") if cached else ("conv1" if small else "conv2_2")

@@ -51,6 +51,7 @@ class FeatureCache:
         self.shapes = _shapes(model, {self._size(index, side) for index, _, side in self._entries()})
 
     def path(self, index: int, flip: bool, short_side: int) -> Path:
+        """The file of image `index` of the records, mirrored or not, its short side scaled to so many pixels."""
         return self.folder / f"{self.digests[index]}-{short_side}{'-flip' if flip else ''}.safetensors"
 
     def _scale(self, index: int, short_side: int) -> float:

@@ -1,6 +1,5 @@
 """Everything that is wrong, or worth a look, in a run's annotations, images and proposals, before any training."""
 
-import hashlib
 import logging
 from collections import ChainMap, Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +16,10 @@ from fastrcnn.config import Config, DataSetConfig
 from fastrcnn.data.annotations import ImageRecord, Problem, class_index, list_entries, read_entry, twice
 from fastrcnn.data.images import FORMATS, orientation, read_image
 from fastrcnn.data.processes import cores, workers
-from fastrcnn.data.proposal_formats import DIGEST_SIZE
 from fastrcnn.data.proposals import Proposals, find_problems, read_proposals
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.recall import SIZES, Recall, proposal_recall
+from fastrcnn.files import file_digest
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +186,7 @@ def _decode(path: Path) -> Pixels:
         return Pixels(None, [_as_problem("unreadable image", path, e)])
     with Image.open(path, formats=FORMATS) as image:
         turn = orientation(image)
-    digest = hashlib.blake2b(path.read_bytes(), digest_size=DIGEST_SIZE).digest()
+    digest = file_digest(path)
     if turn == 1:
         return Pixels(digest, [])
     text = f"EXIF orientation {turn}: it is turned upright, and its boxes are taken to be drawn upright; look at one"

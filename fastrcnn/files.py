@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import tempfile
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METADATA_KEY = "fastrcnn"
+DIGEST_SIZE = 16  # bytes
 
 
 @contextlib.contextmanager
@@ -67,6 +69,15 @@ def _fsync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_digest(path: str | Path) -> bytes:
+    """A digest of DIGEST_SIZE bytes of what a file holds, whatever its name. Raises OSError as reading it does."""
+    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
 
 
 def write_json(path: str | Path, value: object) -> None:

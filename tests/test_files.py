@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import atomic_write, lock, read_tensors, write_json, write_tensors
+from fastrcnn.files import atomic_write, file_digest, lock, read_tensors, write_json, write_tensors
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -96,6 +97,17 @@ def test_tensors_and_metadata_come_back(tmp_path):
 def test_json_has_no_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
+
+
+def test_a_digest_is_of_all_bytes_and_of_nothing_else(tmp_path):
+    content = bytes(3 << 20)
+    (tmp_path / "one").write_bytes(content)
+    (tmp_path / "other").write_bytes(content)
+    (tmp_path / "last byte").write_bytes(content[:-1] + b"x")
+    (tmp_path / "empty").write_bytes(b"")
+    one, other, last, empty = (file_digest(tmp_path / name) for name in ("one", "other", "last byte", "empty"))
+    assert one == other == hashlib.blake2b(content, digest_size=16).digest()
+    assert len({one, last, empty}) == 3
 
 
 def test_new_files_follow_the_umask(tmp_path):

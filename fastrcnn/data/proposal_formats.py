@@ -18,7 +18,6 @@ from fastrcnn.data.annotations import ImageRecord
 from fastrcnn.data.mat_file import read_mat
 from fastrcnn.errors import FastRCNNError
 
-DIGEST_SIZE = 16  # bytes
 # Deflate stays below 1032:1, and real ids, offsets and boxes below 30:1. What is between is a decompression bomb.
 MAX_COMPRESSION = 200
 

@@ -22,7 +22,6 @@ from safetensors.numpy import save
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.data.annotations import ImageRecord, Problem
 from fastrcnn.data.proposal_formats import (
-    DIGEST_SIZE,
     StoredProposals,
     check_index,
     compact,
@@ -31,7 +30,7 @@ from fastrcnn.data.proposal_formats import (
     reading,
 )
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import atomic_write
+from fastrcnn.files import DIGEST_SIZE, atomic_write
 
 log = logging.getLogger(__name__)
 

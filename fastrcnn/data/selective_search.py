@@ -22,10 +22,10 @@ from fastrcnn.config import ProposalsConfig
 from fastrcnn.data.annotations import ImageRecord
 from fastrcnn.data.images import read_image
 from fastrcnn.data.processes import cores, workers
-from fastrcnn.data.proposal_formats import DIGEST_SIZE, StoredProposals, clean
+from fastrcnn.data.proposal_formats import StoredProposals, clean
 from fastrcnn.data.proposals import check_settings, read_stored, write_stored
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import lock, remove_leftovers
+from fastrcnn.files import file_digest, lock, remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def _distinct(records: Sequence[ImageRecord], path: Path) -> list[ImageRecord]:
 def _digest(path: Path) -> bytes | None:
     """Of a file's bytes; None when it cannot be read, which the search will report."""
     try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=DIGEST_SIZE).digest()
+        return file_digest(path)
     except OSError:
         return None
 

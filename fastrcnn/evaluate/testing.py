@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from fastrcnn.device import choose_device
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate import coco, report, voc
 from fastrcnn.evaluate.report import ImageDetections
-from fastrcnn.files import atomic_write, lock, write_json
+from fastrcnn.files import atomic_write, file_digest, lock, write_json
 from fastrcnn.model.weights import load_model
 
 log = logging.getLogger(__name__)
@@ -170,7 +169,5 @@ def _key(
     for record in records:
         images.update(f"{record.id} {record.path} {record.width} {record.height}\n".encode())
         images.update(np.ascontiguousarray(proposals[record.id]).tobytes())
-    with weights.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     settings = {name: tree[name] for name in ("image", "proposals", "test", "precision", "classes")}
-    return {"weights": digest, "images": images.hexdigest(), **settings}
+    return {"weights": file_digest(weights).hex(), "images": images.hexdigest(), **settings}

@@ -25,7 +25,7 @@ from fastrcnn.data.annotations import ImageRecord
 from fastrcnn.data.images import image_scale, prepare_image, read_image
 from fastrcnn.data.sampling import PlannedImage
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import lock, remove_leftovers, write_tensors
+from fastrcnn.files import file_digest, lock, remove_leftovers, write_tensors
 from fastrcnn.model.fast_rcnn import FastRCNN
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def _shapes(model: FastRCNN, sizes: set[tuple[int, int]]) -> dict[tuple[int, int
 
 def _digest(record: ImageRecord) -> str:
     try:
-        return hashlib.blake2b(record.path.read_bytes(), digest_size=16).hexdigest()
+        return file_digest(record.path).hex()
     except OSError as e:
         raise FastRCNNError(f"{record.path}: cannot be read: {e.strerror}; restore it or leave it out") from None
 

@@ -233,7 +233,7 @@ def plot_precision_recall(result: VOCResult, classes: Sequence[str], path: str |
     """Write a PNG with the precision-recall curve of each class. Raises FastRCNNError as atomic_write does."""
     columns = math.ceil(math.sqrt(len(classes)))
     rows = math.ceil(len(classes) / columns)
-    figure = Figure(figsize=(2.4 * columns, 2.4 * rows), dpi=100, layout="constrained")
+    figure = Figure(figsize=(2.5 * columns, 2.5 * rows), dpi=96, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     for k, (name, axis) in enumerate(zip(classes, axes, strict=False), start=1):

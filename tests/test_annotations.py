@@ -295,14 +295,17 @@ def test_only_training_leaves_out_difficult_objects_and_empty_images(tmp_path):
 
 def test_missing_pieces_are_named(tmp_path):
     dataset = make_voc(tmp_path, {"a": xml(), "b": xml()})
+    listing = tmp_path / "ImageSets" / "Main" / "train.txt"
     (tmp_path / "JPEGImages" / "b.jpg").unlink()
-    expect_error(lambda: read(dataset), tmp_path / "JPEGImages" / "b.jpg", "no such image")
+    expect_error(lambda: read(dataset), tmp_path / "JPEGImages" / "b.jpg", "no such image", f"drop b from {listing}")
     draw(tmp_path / "JPEGImages" / "b.jpg")
     draw(tmp_path / "JPEGImages" / "b.png")
     expect_error(lambda: read(dataset), "b.jpg", "b.png", "remove")
     (tmp_path / "JPEGImages" / "b.png").unlink()
     (tmp_path / "Annotations" / "a.xml").unlink()
-    expect_error(lambda: read(dataset), tmp_path / "Annotations" / "a.xml", "no such annotation")
+    expect_error(
+        lambda: read(dataset), tmp_path / "Annotations" / "a.xml", "no such annotation", f"drop a from {listing}"
+    )
     dataset.split = "val"
     expect_error(lambda: read(dataset), "val.txt", "no such list")
     dataset.root = str(tmp_path / "elsewhere")

@@ -66,6 +66,7 @@ class Entry:
     annotation: Path | None
     folder: Path  # where the image was looked for
     annotation_folder: Path
+    listing: Path | None  # the list that names it; None: it was found in a folder
     needs_annotation: bool  # False: no XML means no objects
 
 
@@ -167,7 +168,7 @@ def _voc_entries(dataset: DataSetConfig) -> list[Entry]:
         match = None if line in by_stem else re.fullmatch(r"(.*\S)\s+(-1|0|1)", line)
         stem, label = match.groups() if match else (line, "1")
         if label != "-1":
-            entries.append(_entry(stem, by_stem, xml_by_stem, images, xml, needs_annotation=True))
+            entries.append(_entry(stem, by_stem, xml_by_stem, images, xml, listing, needs_annotation=True))
     return entries
 
 
@@ -178,15 +179,18 @@ def _folder_entries(dataset: DataSetConfig) -> list[Entry]:
     if not xml_by_stem:
         raise FastRCNNError(f"{xml}: holds no XML file; set `annotations` of the data set to the folder that does")
     stems = sorted(by_stem.keys() | xml_by_stem.keys())
-    if dataset.split:
-        lines = _lines(Path(dataset.split))
+    listing = Path(dataset.split) if dataset.split else None
+    if listing:
+        lines = _lines(listing)
         stems = [Path(line).stem if Path(line).suffix.lower() in SUFFIXES else line for line in lines]
-    return [_entry(stem, by_stem, xml_by_stem, images, xml, needs_annotation=False) for stem in stems]
+    return [_entry(stem, by_stem, xml_by_stem, images, xml, listing, needs_annotation=False) for stem in stems]
 
 
-def _entry(stem: str, by_stem: dict, xml_by_stem: dict, images: Path, xml: Path, needs_annotation: bool) -> Entry:
+def _entry(
+    stem: str, by_stem: dict, xml_by_stem: dict, images: Path, xml: Path, listing: Path | None, needs_annotation: bool
+) -> Entry:
     annotation = xml_by_stem.get(stem, [None])[0]
-    return Entry(stem, tuple(by_stem.get(stem, ())), annotation, images, xml, needs_annotation)
+    return Entry(stem, tuple(by_stem.get(stem, ())), annotation, images, xml, listing, needs_annotation)
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
@@ -226,7 +230,8 @@ def read_entry(entry: Entry, data: DataConfig, index: dict[str, int]) -> tuple[I
     if not entry.images:
         path = entry.folder / f"{entry.id}.jpg"
         where = f"; {entry.annotation} has no image" if entry.annotation else ""
-        return None, [Problem("missing image", path, None, f"no such image{where}; restore it or drop {entry.id}")]
+        drop = f"drop {entry.id} from {entry.listing}" if entry.listing else f"remove {entry.annotation}"
+        return None, [Problem("missing image", path, None, f"no such image{where}; restore it or {drop}")]
     if len(entry.images) > 1:
         others = ", ".join(path.name for path in entry.images[1:])
         text = f"has the same name as {others} but for the suffix; remove or rename all but one"
@@ -252,7 +257,7 @@ def read_entry(entry: Entry, data: DataConfig, index: dict[str, int]) -> tuple[I
             problems += new
     elif entry.needs_annotation:
         xml = entry.annotation_folder / f"{entry.id}.xml"
-        text = f"no such annotation; restore it or drop {entry.id} from the list"
+        text = f"no such annotation; restore it or drop {entry.id} from {entry.listing}"
         return None, [Problem("missing annotation", xml, None, text)]
     else:
         text = f"no {entry.id}.xml in {entry.annotation_folder}: taken as an image without objects"

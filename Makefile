@@ -14,7 +14,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-# Half an hour: kills a training run 50 times, and gives every reader 10,000 damaged files.
+# Twenty minutes: kills a training run 50 times, and gives every reader 10,000 damaged files.
 soak: $(VENV)/installed
 	$(BIN)/python tests/soak.py
 	FASTRCNN_FUZZ=10000 $(BIN)/python -m pytest -k "mutated or fuzz"

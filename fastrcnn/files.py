@@ -110,7 +110,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]
     try:
         with safe_open(path, "pt") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # Copies: what get_tensor gives is a view of the file, and would change if someone wrote into it later.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
     except FileNotFoundError:
         raise FastRCNNError(f"{path}: no such file") from None

@@ -94,6 +94,16 @@ def test_tensors_and_metadata_come_back(tmp_path):
     assert metadata == {"iteration": 3, "name": "ü"}
 
 
+def test_what_was_read_does_not_follow_the_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"a": torch.ones(1000)}, {})
+    tensors, _ = read_tensors(path)
+    with path.open("r+b") as file:
+        file.seek(-1000, os.SEEK_END)
+        file.write(bytes(1000))
+    assert (tensors["a"] == 1).all()
+
+
 def test_json_has_no_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"x": float("nan")})

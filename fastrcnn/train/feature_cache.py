@@ -89,7 +89,8 @@ class FeatureCache:
             if not path.exists() or path.stat().st_size < nbytes:
                 missing.append((index, flip, side))
                 size += nbytes
-        log.info("features of the frozen layers: %.1f GB in %s, %.1f GB to make", whole / 1e9, self.folder, size / 1e9)
+        told, left = (tqdm.format_sizeof(n, "B") for n in (whole, size))
+        log.info("features of the frozen layers: %s in %s, %s to make", told, self.folder, left)
         if not missing:
             return
         with lock(self.folder / ".lock", "the feature cache"):
@@ -97,7 +98,7 @@ class FeatureCache:
             free = shutil.disk_usage(self.folder).free
             if free < size:
                 raise FastRCNNError(
-                    f"{self.folder}: the features need {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left; "
+                    f"{self.folder}: the features need {left}, the disk has {tqdm.format_sizeof(free, 'B')} left; "
                     "free space, set feature_cache to another disk, or cache_features: false"
                 )
             normalisation, last, pixels = model.normalisation, -1, None

@@ -55,6 +55,9 @@ class ProposalsConfig:
     method: str = "fast"  # selective search: fast | quality (Uijlings et al. 2013, as in OpenCV)
     max_per_image: int = 2000  # paper, section 2.3: R is typically around 2000
     min_size: int = 2  # pixels; smaller proposals are left out, as in py-faster-rcnn
+    # Pixels. Selective search is not scale invariant, and a photograph of 12 megapixels would take it many minutes: a
+    # larger image is searched at this size, which no VOC image exceeds (R-CNN, arXiv 1311.2524, section 4.2: 500 wide).
+    long_side: int = 500
 
 
 @dataclass
@@ -316,9 +319,9 @@ CHOICES = {
     "precision": ("float32", "bfloat16"),
 }
 POSITIVE = (
-    "proposals.max_per_image proposals.min_size image.train_long_side image.test_long_side model.fc_width "
-    "model.pool_size sampling.images_per_batch sampling.rois_per_batch solver.lr solver.gamma solver.max_iterations "
-    "train.log_every train.checkpoint_every test.max_detections"
+    "proposals.max_per_image proposals.min_size proposals.long_side image.train_long_side image.test_long_side "
+    "model.fc_width model.pool_size sampling.images_per_batch sampling.rois_per_batch solver.lr solver.gamma "
+    "solver.max_iterations train.log_every train.checkpoint_every test.max_detections"
 ).split()
 NOT_NEGATIVE = (
     "data.workers solver.backbone_lr solver.weight_decay solver.bias_lr_factor solver.bias_weight_decay "

@@ -20,7 +20,7 @@ from fastrcnn.data.proposal_formats import StoredProposals, clean
 from fastrcnn.data.proposals import METADATA_KEY, find_problems, open_proposals, read_proposals, write_stored
 from fastrcnn.errors import FastRCNNError
 
-MADE_BY = {"method": "fast", "max_per_image": 2000, "min_size": 2, "opencv": "5.0.0"}
+MADE_BY = {"method": "fast", "max_per_image": 2000, "min_size": 2, "long_side": 500, "opencv": "5.0.0"}
 IDS = ["a", "b", "c"]
 BOXES = [  # of images of 100 x 80 pixels, half open
     np.array([[0, 0, 100, 80], [10, 20, 20, 40], [5, 6, 7, 8]]),
@@ -266,7 +266,7 @@ def test_boxes_of_smaller_images_give_a_warning(tmp_path, caplog):
 def test_settings_of_the_file_must_be_those_of_the_config(tmp_path):
     path = write_any(tmp_path, ".safetensors")
     assert len(open_proposals(path, RECORDS, ProposalsConfig(max_per_image=2))["a"]) == 2  # the first of those made
-    for wrong in ({"method": "quality"}, {"min_size": 3}, {"max_per_image": 3000}):
+    for wrong in ({"method": "quality"}, {"min_size": 3}, {"long_side": 400}, {"max_per_image": 3000}):
         key = next(iter(wrong))
         with pytest.raises(FastRCNNError, match=rf"proposals.{key} = .*the config says {wrong[key]}"):
             open_proposals(path, RECORDS, ProposalsConfig(**wrong))

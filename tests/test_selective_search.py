@@ -79,10 +79,17 @@ def journals(path):
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.integers(0, 1000), st.integers(1, 80), st.integers(1, 60), st.integers(1, 100), st.integers(1, 20))
-def test_boxes_are_distinct_and_inside_and_large_enough(seed, width, height, max_per_image, min_size):
+@given(
+    st.integers(0, 1000),
+    st.integers(1, 80),
+    st.integers(1, 60),
+    st.integers(1, 100),
+    st.integers(1, 20),
+    st.sampled_from([7, 31, 500]),
+)
+def test_boxes_are_distinct_and_inside_and_large_enough(seed, width, height, max_per_image, min_size, long_side):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    boxes = ss.selective_search(image, "x", "fast", max_per_image, min_size)
+    boxes = ss.selective_search(image, "x", ProposalsConfig("fast", max_per_image, min_size, long_side))
     x1, y1, x2, y2 = boxes.T
     assert boxes.dtype == np.float32
     assert boxes.shape[0] <= max_per_image
@@ -100,16 +107,25 @@ def test_the_boxes_are_those_of_opencv(method):
     search.setBaseImage(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     {"fast": search.switchToSelectiveSearchFast, "quality": search.switchToSelectiveSearchQuality}[method]()
     expected = {(x, y, x + w, y + h) for x, y, w, h in search.process().tolist() if w >= 2 and h >= 2}
-    boxes = ss.selective_search(image, "x", method, 10**6, 2)
+    boxes = ss.selective_search(image, "x", ProposalsConfig(method, 10**6))
     assert {tuple(b) for b in boxes.tolist()} == expected
     assert len(expected) > 10
 
 
 def test_order_does_not_depend_on_chance_and_the_limit_keeps_the_first():
     image = picture(2)
-    runs = [ss.selective_search(image, "x", "fast", 10**6, 2) for _ in range(3)]  # C's rand() goes on in between
+    runs = [
+        ss.selective_search(image, "x", ProposalsConfig("fast", 10**6)) for _ in range(3)
+    ]  # C's rand() goes on in between
     assert runs[0].tolist() == runs[1].tolist() == runs[2].tolist()
-    assert ss.selective_search(image, "x", "fast", 7, 2).tolist() == runs[0][:7].tolist()
+    assert ss.selective_search(image, "x", ProposalsConfig("fast", 7)).tolist() == runs[0][:7].tolist()
+
+
+def test_a_large_image_is_searched_at_the_long_side():
+    image = picture(2)
+    enlarged = image.repeat(3, axis=0).repeat(3, axis=1)
+    config = ProposalsConfig("fast", 10**6, 1, long_side=max(image.shape))
+    assert ss.selective_search(enlarged, "x", config).tolist() == (3 * ss.selective_search(image, "x", config)).tolist()
 
 
 @settings(deadline=None, max_examples=20)
@@ -146,7 +162,7 @@ def test_file_holds_the_boxes_of_each_image_wherever_they_were_found(tmp_path, r
     ss.make_proposals(records, path, CONFIG, processes=2)
     proposals = open_proposals(path, records, CONFIG)
     for i, record in enumerate(records):
-        expected = ss.selective_search(picture(i), record.id, "fast", 2000, 2)
+        expected = ss.selective_search(picture(i), record.id, CONFIG)
         assert proposals[record.id].tolist() == expected.tolist()
     assert not journals(path)
     request.getfixturevalue("in_threads")
@@ -177,8 +193,8 @@ def test_changed_image_is_done_again(tmp_path, in_threads, caplog):
     assert in_threads == ["000", "001", "002", "001"]
     assert "1 images have changed (first: 001)" in caplog.text
     proposals = open_proposals(path, records)
-    assert proposals["001"].tolist() == ss.selective_search(picture(9), "001", "fast", 2000, 2).tolist()
-    assert proposals["002"].tolist() == ss.selective_search(picture(2), "002", "fast", 2000, 2).tolist()
+    assert proposals["001"].tolist() == ss.selective_search(picture(9), "001", CONFIG).tolist()
+    assert proposals["002"].tolist() == ss.selective_search(picture(2), "002", CONFIG).tolist()
 
 
 def test_file_of_other_settings_or_opencv_is_left_alone(tmp_path, in_threads, monkeypatch):

@@ -75,8 +75,8 @@ def detect(rounds: int, small: bool) -> dict[str, Any]:
 def own(weights: str, image: str, rounds: int) -> dict[str, Any]:
     """A user's network on a user's picture; proposals are found once and not timed."""
     detector = fastrcnn.load(weights, "cpu")
-    pixels, search = read_image(image), detector.config.proposals
-    proposals = selective_search(pixels, Path(image).stem, search.method, search.max_per_image, search.min_size)
+    pixels = read_image(image)
+    proposals = selective_search(pixels, Path(image).stem, detector.config.proposals)
     seconds = medians(rounds, {"own": lambda: detector.detect(image, proposals), **products(4096)})
     rate = rates(seconds, 4096)
     precision = detector.model.precision

@@ -31,7 +31,7 @@ class StoredProposals:
     boxes: Any  # [B, 4] half open, anything with slices: an array, or the safetensors file's own lazy slice
     sizes: np.ndarray | None = None  # int32 [I, 2] (width, height); None: the format does not tell
     digests: np.ndarray | None = None  # uint8 [I, DIGEST_SIZE]
-    made_by: dict[str, Any] = field(default_factory=dict)  # method, max_per_image, min_size, opencv
+    made_by: dict[str, Any] = field(default_factory=dict)  # ProposalsConfig's settings, opencv
 
     def rows(self, i: int, limit: int | None = None) -> np.ndarray:
         """The boxes of image i, at most `limit`, [P, 4] in the type they are stored in."""

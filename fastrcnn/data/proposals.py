@@ -175,7 +175,7 @@ def find_problems(proposals: Proposals, records: Sequence[ImageRecord]) -> list[
 
 def check_settings(path: Path, made_by: dict[str, Any], config: ProposalsConfig) -> None:
     """Raise FastRCNNError unless a file with these settings holds what `config` asks for."""
-    for key in ("method", "min_size", "max_per_image"):
+    for key in ("method", "min_size", "long_side", "max_per_image"):
         have, want = made_by.get(key), getattr(config, key)
         if have != want and not (key == "max_per_image" and isinstance(have, int) and have > want):
             raise FastRCNNError(

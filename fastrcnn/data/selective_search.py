@@ -30,18 +30,23 @@ from fastrcnn.files import file_digest, lock, remove_leftovers
 log = logging.getLogger(__name__)
 
 
-def selective_search(image: np.ndarray, image_id: str, method: str, max_per_image: int, min_size: int) -> np.ndarray:
+def selective_search(image: np.ndarray, image_id: str, config: ProposalsConfig) -> np.ndarray:
     """Proposals of an image (uint8 [H, W, 3], RGB, upright): float32 [P, 4], image pixels, half open, best first.
 
-    `method` is fast or quality. At most max_per_image boxes, none narrower or lower than min_size pixels, none twice.
-    The same image and id give the same boxes in the same order, everywhere.
+    At most config.max_per_image boxes of whole pixels, none narrower or lower than config.min_size, none twice. The
+    same image and id give the same boxes in the same order, everywhere.
     """
+    size = np.array(image.shape[1::-1])
+    searched = np.maximum(size * min(1.0, config.long_side / size.max()), 1).round().astype(int)
+    if (searched < size).any():
+        image = cv2.resize(image, searched.tolist(), interpolation=cv2.INTER_AREA)
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(np.ascontiguousarray(image[:, :, ::-1]))  # OpenCV's colour conversions take BGR
-    {"fast": search.switchToSelectiveSearchFast, "quality": search.switchToSelectiveSearchQuality}[method]()
+    {"fast": search.switchToSelectiveSearchFast, "quality": search.switchToSelectiveSearchQuality}[config.method]()
     boxes = search.process().reshape(-1, 4).astype(np.float32)  # x, y, width, height
     boxes[:, 2:] += boxes[:, :2]
-    return _rank(clean(boxes, min_size), image_id)[:max_per_image]
+    boxes = np.rint(boxes * np.tile(size / searched, 2)).astype(np.float32)
+    return _rank(clean(boxes, config.min_size), image_id)[: config.max_per_image]
 
 
 def _rank(boxes: np.ndarray, image_id: str) -> np.ndarray:
@@ -205,7 +210,7 @@ def _search_all(
 def _search_one(image_id: str, path: Path, config: ProposalsConfig) -> Made:
     image = read_image(path)
     try:
-        boxes = selective_search(image, image_id, config.method, config.max_per_image, config.min_size)
+        boxes = selective_search(image, image_id, config)
     except cv2.error as e:
         raise FastRCNNError(f"{path}: selective search failed: {e.err}; scale the image down or leave it out") from None
     return Made(image_id, _digest(path), (image.shape[1], image.shape[0]), boxes.astype(np.int32))

@@ -61,8 +61,7 @@ class Detector:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise FastRCNNError(f"image: is {image.dtype} {list(image.shape)}; give uint8 [H, W, 3], RGB")
         if proposals is None:
-            search = self.config.proposals
-            proposals = selective_search(image, image_id or "", search.method, search.max_per_image, search.min_size)
+            proposals = selective_search(image, image_id or "", self.config.proposals)
         proposals = np.asarray(proposals, np.float32)
         if proposals.ndim != 2 or proposals.shape[1] != 4 or not np.isfinite(proposals).all():
             raise FastRCNNError(f"proposals: are {list(proposals.shape)}; give finite numbers [P, 4]")

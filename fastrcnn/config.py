@@ -55,8 +55,8 @@ class ProposalsConfig:
     method: str = "fast"  # selective search: fast | quality (Uijlings et al. 2013, as in OpenCV)
     max_per_image: int = 2000  # paper, section 2.3: R is typically around 2000
     min_size: int = 2  # pixels; smaller proposals are left out, as in py-faster-rcnn
-    # Pixels. Selective search is not scale invariant, and a photograph of 12 megapixels would take it many minutes: a
-    # larger image is searched at this size, which no VOC image exceeds (R-CNN, arXiv 1311.2524, section 4.2: 500 wide).
+    # Pixels. Selective search is not scale invariant, and a photograph of 12 megapixels would take it minutes: a larger
+    # image is searched at this size, which no VOC image exceeds (R-CNN, arXiv 1311.2524, section 4.2: 500 wide).
     long_side: int = 500
 
 

@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 def selective_search(image: np.ndarray, image_id: str, config: ProposalsConfig) -> np.ndarray:
     """Proposals of an image (uint8 [H, W, 3], RGB, upright): float32 [P, 4], image pixels, half open, best first.
 
-    At most config.max_per_image boxes of whole pixels, none narrower or lower than config.min_size, none twice. The
-    same image and id give the same boxes in the same order, everywhere.
+    At most config.max_per_image boxes of whole pixels, none narrower or lower than config.min_size, none twice; an
+    image longer than config.long_side is searched at that size. The same image and id give the same boxes in the same
+    order, everywhere.
     """
     size = np.array(image.shape[1::-1])
     searched = np.maximum(size * min(1.0, config.long_side / size.max()), 1).round().astype(int)
@@ -212,7 +213,7 @@ def _search_one(image_id: str, path: Path, config: ProposalsConfig) -> Made:
     try:
         boxes = selective_search(image, image_id, config)
     except cv2.error as e:
-        raise FastRCNNError(f"{path}: selective search failed: {e.err}; scale the image down or leave it out") from None
+        raise FastRCNNError(f"{path}: selective search failed: {e.err}; leave the image out") from None
     return Made(image_id, _digest(path), (image.shape[1], image.shape[0]), boxes.astype(np.int32))
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from fastrcnn import config as configs
-from fastrcnn.data.annotations import read_data_sets
+from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.data.shapes import CLASSES, make_shapes
 
 torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives

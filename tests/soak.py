@@ -29,7 +29,7 @@ from fastrcnn.files import read_tensors
 
 TOOLS = Path(__file__).parent.parent / "tools"
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["fastrcnn.train.loop", "fastrcnn.evaluate.testing", "fastrcnn.detect.pictures"])
+_context.set_forkserver_preload(["fastrcnn.train.loop", "fastrcnn.evaluate.run", "fastrcnn.detect.pictures"])
 
 Change = Callable[[], object]  # done in a tool's process before the tool starts
 
@@ -203,7 +203,7 @@ def _small_run(root: Path) -> dict:
     import numpy as np
 
     from fastrcnn import config as configs
-    from fastrcnn.data.annotations import read_data_sets
+    from fastrcnn.annotations.read import read_data_sets
     from fastrcnn.data.shapes import CLASSES, make_shapes
 
     make_shapes(root, train=6, test=1, seed=2)

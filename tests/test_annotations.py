@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from oracles_mutations import fuzzing, mutated
 from PIL import Image
 
+from fastrcnn.annotations.read import for_training, read_data_sets
 from fastrcnn.config import DataConfig, DataSetConfig
-from fastrcnn.data.annotations import for_training, read_data_sets
 from fastrcnn.errors import FastRCNNError
 
 CLASSES = ["Cat", "dog"]

@@ -15,9 +15,9 @@ sys.path.append(str(TOOLS))
 from fastrcnn.config import ModelConfig  # noqa: E402
 from fastrcnn.model.fast_rcnn import FastRCNN  # noqa: E402
 
-import _benchmarks as benchmarks  # noqa: E402
-from _timing import Stages  # noqa: E402
-from bench import as_text  # noqa: E402
+from bench import benchmarks  # noqa: E402
+from bench.report import as_text  # noqa: E402
+from bench.timing import Stages  # noqa: E402
 
 
 def test_the_arithmetic_of_the_paper_s_network():

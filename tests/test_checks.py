@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from fastrcnn import config as configs
-from fastrcnn.checks import check, files_in_both, quick_findings
+from fastrcnn.annotations.read import ImageRecord, Problem
 from fastrcnn.config import Config, DataConfig, DataSetConfig, ProposalsConfig
-from fastrcnn.data.annotations import ImageRecord, Problem
-from fastrcnn.data.proposal_formats import StoredProposals
-from fastrcnn.data.proposals import write_stored
+from fastrcnn.data.checks import check, files_in_both, quick_findings
+from fastrcnn.proposals.foreign import StoredProposals
+from fastrcnn.proposals.stored import write_stored
 
 SIZE = (40, 30)
 GOOD = "<object><name>cat</name><bndbox><xmin>11</xmin><ymin>6</ymin><xmax>20</xmax><ymax>15</ymax></bndbox></object>"

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastrcnn.detect import drawing
-from fastrcnn.detect.drawing import class_colour, contact_sheet, draw_detections, write_image
+from fastrcnn import drawing
+from fastrcnn.drawing import class_colour, contact_sheet, draw_detections, write_image
 from fastrcnn.errors import FastRCNNError
 
 VOC = (

@@ -258,7 +258,7 @@ def test_ctrl_c_in_an_evaluation_keeps_the_images_done(folder):
 
 def test_ctrl_c_while_checking_data(folder):
     log = folder / "check_data.log"
-    change = functools.partial(slow, "fastrcnn.checks:read_image", 0.2)
+    change = functools.partial(slow, "fastrcnn.data.checks:read_image", 0.2)
     interrupt("check_data", "run.yaml", cwd=folder, changes=[change], when=lambda: "images:" in log.read_text())
 
 
@@ -309,9 +309,9 @@ def test_ctrl_c_while_features_are_computed_keeps_those_that_are_finished(folder
 
 
 def test_ctrl_c_while_compressing_leaves_no_half_file(folder):
-    change = functools.partial(slow, "fastrcnn.model.compress:truncated_svd", 1.0)
+    change = functools.partial(slow, "fastrcnn.model.svd:truncated_svd", 1.0)
     args = ("model.safetensors", "small.safetensors", "--fc6", "8", "--fc7", "8")
-    mark = functools.partial(on_call, "fastrcnn.model.compress:load_model", 1, "before", act=(folder / "begun").touch)
+    mark = functools.partial(on_call, "fastrcnn.model.svd:load_model", 1, "before", act=(folder / "begun").touch)
     interrupt("compress", *args, cwd=folder, changes=[change, mark], when=(folder / "begun").exists)
     assert not [*folder.glob("*small*")]
 
@@ -376,7 +376,7 @@ def test_training_itself_does_the_cheap_part_of_check_data(tree, caplog):
 def test_training_refuses_proposals_made_from_images_of_another_size(tree, shapes, tmp_path):
     from test_proposals import stored, write_stored
 
-    from fastrcnn.data.dataset import open_data
+    from fastrcnn.data.image_set import open_data
 
     records, proposals = open_data(tree_config(tree).data.train, tree_config(tree))
     sizes = [[r.width, r.height] for r in records]

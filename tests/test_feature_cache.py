@@ -8,7 +8,7 @@ from test_loop import config_of, same_weights
 from tqdm import tqdm
 
 from fastrcnn import config as configs
-from fastrcnn.data.dataset import open_data
+from fastrcnn.data.image_set import open_data
 from fastrcnn.data.loader import BatchDataset
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import read_tensors, write_tensors

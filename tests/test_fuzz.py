@@ -28,7 +28,7 @@ from torchvision.transforms._presets import ImageClassification
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.evaluate import testing
+from fastrcnn.evaluate import run as testing
 from fastrcnn.evaluate.report import ImageDetections, read_detections, write_detections
 from fastrcnn.files import METADATA_KEY
 from fastrcnn.model import weights as weights_module

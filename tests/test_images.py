@@ -10,8 +10,8 @@ from hypothesis import given
 from oracles_mutations import fuzzing, mutated
 from PIL import Image, ImageOps
 
-from fastrcnn.data.images import image_scale, image_size, prepare_image, read_image
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.images import image_scale, image_size, prepare_image, read_image
 
 
 def picture(width=40, height=24, seed=0):

@@ -4,11 +4,11 @@ import torch
 
 from fastrcnn import boxes as box_ops
 from fastrcnn import config as configs
-from fastrcnn.data.dataset import open_data
-from fastrcnn.data.images import read_image
+from fastrcnn.data.image_set import open_data
 from fastrcnn.data.loader import BatchDataset, batches
 from fastrcnn.data.sampling import plan_batch
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.images import read_image
 
 NORMALISATION = (120.0, 110.0, 100.0), (50.0, 50.0, 50.0)
 

@@ -13,12 +13,12 @@ from oracles_mutations import fuzzing, mutated
 from safetensors.numpy import save_file
 from scipy.io import loadmat, savemat
 
+from fastrcnn.annotations.read import ImageRecord
 from fastrcnn.config import ProposalsConfig
-from fastrcnn.data.annotations import ImageRecord
-from fastrcnn.data.mat_file import read_mat
-from fastrcnn.data.proposal_formats import StoredProposals, clean
-from fastrcnn.data.proposals import METADATA_KEY, find_problems, open_proposals, read_proposals, write_stored
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.proposals.foreign import StoredProposals, clean
+from fastrcnn.proposals.mat_file import read_mat
+from fastrcnn.proposals.stored import METADATA_KEY, find_problems, open_proposals, read_proposals, write_stored
 
 MADE_BY = {"method": "fast", "max_per_image": 2000, "min_size": 2, "long_side": 500, "opencv": "5.0.0"}
 IDS = ["a", "b", "c"]

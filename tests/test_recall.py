@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles_evaluate import recall_oracle
 
-from fastrcnn.data.annotations import ImageRecord
-from fastrcnn.evaluate.recall import proposal_recall
+from fastrcnn.annotations.read import ImageRecord
+from fastrcnn.proposals.recall import proposal_recall
 
 
 def record(image_id, boxes, classes=None, difficult=None):

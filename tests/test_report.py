@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastrcnn.data.annotations import ImageRecord
+from fastrcnn.annotations.read import ImageRecord
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.evaluate.recall import proposal_recall
 from fastrcnn.evaluate.report import (
     FORMAT,
     ImageDetections,
@@ -25,6 +24,7 @@ from fastrcnn.evaluate.report import (
     write_voc_files,
 )
 from fastrcnn.evaluate.voc import evaluate
+from fastrcnn.proposals.recall import proposal_recall
 
 CLASSES = ["dog", "tv monitor", "cat"]
 

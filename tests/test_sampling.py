@@ -7,8 +7,8 @@ from oracles import iou as slow_iou
 from oracles import target_statistics as slow_statistics
 
 from fastrcnn import boxes as box_ops
+from fastrcnn.annotations.read import ImageRecord
 from fastrcnn.config import ImageConfig, SamplingConfig
-from fastrcnn.data.annotations import ImageRecord
 from fastrcnn.data.sampling import dropout_seed, plan_batch, sample_rois, target_statistics
 
 

@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastrcnn.annotations.read import ImageRecord
 from fastrcnn.config import ProposalsConfig
-from fastrcnn.data import selective_search as ss
-from fastrcnn.data.annotations import ImageRecord
-from fastrcnn.data.proposals import open_proposals
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import lock
+from fastrcnn.proposals import selective_search as ss
+from fastrcnn.proposals.stored import open_proposals
 
 CONFIG = ProposalsConfig()
 TOOL = Path(__file__).parent.parent / "tools" / "proposals.py"

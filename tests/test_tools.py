@@ -14,9 +14,9 @@ import yaml
 from PIL import Image
 
 from fastrcnn import config as configs
-from fastrcnn.data.dataset import open_data
+from fastrcnn.data.image_set import open_data
 from fastrcnn.data.shapes import CLASSES, make_shapes
-from fastrcnn.evaluate import testing
+from fastrcnn.evaluate import run as testing
 
 REPO = Path(__file__).parent.parent
 TOOLS = ("proposals", "check_data", "train", "test", "compress", "detect", "bench", "demo")

@@ -12,10 +12,7 @@ medians. On the CPU only.
 """
 
 import json
-import platform
 import sys
-from pathlib import Path
-from typing import Any
 
 from _common import parser, run
 
@@ -35,7 +32,8 @@ def main() -> None:
     if args.cached and args.what != "train":
         sys.exit("error: --cached goes with train")
 
-    import _benchmarks as benchmarks
+    from bench import benchmarks
+    from bench.report import as_text, machine
 
     if args.weights:
         result = benchmarks.own(args.weights, args.image, args.rounds)
@@ -54,42 +52,6 @@ def main() -> None:
         result = work[args.what](args.rounds, args.small)
     result = {"machine": machine(), **result}
     print(json.dumps(result, indent=1) if args.json else as_text(result))
-
-
-def machine() -> dict[str, Any]:
-    import torch
-    import torchvision
-
-    about = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in about if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-    }
-
-
-def as_text(result: dict[str, Any]) -> str:
-    lines = [f"{name}: {value}" for name, value in result["machine"].items()]
-    for name, rate in result.get("rates", {}).items():
-        lines.append(f"rate of a matrix product, {name}: {rate:.0f} GFLOP/s")
-    for name, values in result["cases"].items():
-        lines.append(f"\n{name}: " + ", ".join(f"{key} {number(value)}" for key, value in values.items()))
-        for row in result.get("stages", {}).get(name, ()):
-            line = f"  {row['stage']:<14}{row['ms']:>10.1f} ms {row['share']:>6.1%} {row['gflop']:>8.1f} GFLOP"
-            lines.append(line + (f"{row['floor / measured']:>8.2f}" if "floor / measured" in row else ""))
-    lines.append("")
-    lines += [f"{name}: {number(value)}" for name, value in result.get("checks", {}).items()]
-    return "\n".join(lines)
-
-
-def number(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
 if __name__ == "__main__":

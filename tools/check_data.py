@@ -19,8 +19,8 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
 
-    from fastrcnn.checks import check
     from fastrcnn.config import load
+    from fastrcnn.data.checks import check
 
     report = check(load(args.config, args.overrides), args.processes)
     print(report.text(per_kind=None if args.all else 10))

@@ -10,7 +10,7 @@ def main() -> None:
     args.add_argument("--fc7", type=int, default=256, metavar="RANK", help="rank of fc7; paper: 256; 0 leaves it")
     args = args.parse_args()
 
-    from fastrcnn.model.compress import compress_weights
+    from fastrcnn.model.svd import compress_weights
 
     for line in compress_weights(args.weights, args.output, {"fc6": args.fc6, "fc7": args.fc7}):
         print(line)

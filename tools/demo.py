@@ -18,10 +18,10 @@ LEAST_MAP = 0.80  # what this network reaches on pictures it has not seen; less 
 def main() -> None:
     parser(__doc__).parse_args()
 
-    from fastrcnn.data.images import read_image
     from fastrcnn.data.shapes import make_shapes
-    from fastrcnn.detect.drawing import contact_sheet, write_image
+    from fastrcnn.drawing import contact_sheet, write_image
     from fastrcnn.errors import FastRCNNError
+    from fastrcnn.images import read_image
 
     started = time.monotonic()
     print(f"Drawing {TRAIN} pictures to train on and {TEST} to test on, into {DATA}")

@@ -21,12 +21,12 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
 
+    from fastrcnn.annotations.read import read_data_sets
     from fastrcnn.config import load
-    from fastrcnn.data.annotations import read_data_sets
-    from fastrcnn.data.proposals import open_proposals
-    from fastrcnn.data.selective_search import make_proposals
     from fastrcnn.errors import FastRCNNError
-    from fastrcnn.evaluate.recall import proposal_recall
+    from fastrcnn.proposals.recall import proposal_recall
+    from fastrcnn.proposals.selective_search import make_proposals
+    from fastrcnn.proposals.stored import open_proposals
 
     config = load(args.config, args.overrides)
     by_path: dict[str, dict] = {}  # several data sets may share one file

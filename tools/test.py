@@ -12,7 +12,7 @@ def main() -> None:
     args = args.parse_intermixed_args()
 
     from fastrcnn import config as configs
-    from fastrcnn.evaluate.testing import evaluate_detections, evaluate_weights
+    from fastrcnn.evaluate.run import evaluate_detections, evaluate_weights
 
     config = configs.load(args.config, args.overrides)
     folder = Path(args.output or Path(config.output) / "results")

@@ -12,7 +12,7 @@ def main() -> None:
     args = args.parse_intermixed_args()
 
     from fastrcnn import config as configs
-    from fastrcnn.evaluate.testing import evaluate_weights
+    from fastrcnn.evaluate.run import evaluate_weights
     from fastrcnn.train.loop import train
 
     overrides = args.overrides

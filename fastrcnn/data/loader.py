@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastrcnn import boxes as box_ops
+from fastrcnn.annotations.read import ImageRecord
 from fastrcnn.config import Config
-from fastrcnn.data.annotations import ImageRecord
-from fastrcnn.data.images import image_scale, prepare_image, read_image
 from fastrcnn.data.sampling import PlannedImage, plan_batch, sample_rois
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.images import image_scale, prepare_image, read_image
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastrcnn import boxes as box_ops
+from fastrcnn.annotations.read import ImageRecord
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import ImageConfig, SamplingConfig
-from fastrcnn.data.annotations import ImageRecord
 
 # What a random number is for; keeps the streams of one seed apart.
 EPOCH_ORDER, ROIS, DROPOUT = 0, 1, 2

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from fastrcnn import boxes as box_ops
 from fastrcnn.config import Config
-from fastrcnn.data.images import image_scale, prepare_image, read_image
-from fastrcnn.data.selective_search import selective_search
 from fastrcnn.detect.nms import select_detections
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.images import image_scale, prepare_image, read_image
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.roi_features import bins_first, pool_for_inference, project, roi_cells, unique_rois
+from fastrcnn.proposals.selective_search import selective_search
 
 CANONICAL_AREA = 224**2  # scaled pixels; a RoI is looked at in the scale that brings it nearest (section 3.3, SPPnet)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from fastrcnn.data.images import SUFFIXES, read_image
-from fastrcnn.data.proposals import read_proposals
 from fastrcnn.detect.detector import Detections, Detector
-from fastrcnn.detect.drawing import draw_detections, write_image
+from fastrcnn.drawing import draw_detections, write_image
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import write_json
+from fastrcnn.images import SUFFIXES, read_image
+from fastrcnn.proposals.stored import read_proposals
 
 log = logging.getLogger(__name__)
 

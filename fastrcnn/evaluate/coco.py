@@ -17,7 +17,7 @@ from fastrcnn.evaluate.voc import Detections, GroundTruth
 
 log = logging.getLogger(__name__)
 
-# The first six of COCOeval.stats for boxes, by their names in COCO's papers; sizes as in fastrcnn.evaluate.recall.
+# The first six of COCOeval.stats for boxes, by their names in COCO's papers; sizes as in fastrcnn.proposals.recall.
 NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 

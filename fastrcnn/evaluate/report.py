@@ -17,11 +17,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fastrcnn.data.annotations import ImageRecord, class_index
+from fastrcnn.annotations.read import ImageRecord, class_index
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.evaluate.recall import SIZES, Recall
 from fastrcnn.evaluate.voc import Detections, GroundTruth, VOCResult
 from fastrcnn.files import atomic_write
+from fastrcnn.proposals.recall import SIZES, Recall
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fastrcnn import config as configs
+from fastrcnn.annotations.read import ImageRecord
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
-from fastrcnn.data.annotations import ImageRecord
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import read_tensors, remove_leftovers, write_tensors
 from fastrcnn.model.backbones import Normalisation

@@ -20,12 +20,12 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from fastrcnn.annotations.read import ImageRecord
 from fastrcnn.config import Config
-from fastrcnn.data.annotations import ImageRecord
-from fastrcnn.data.images import image_scale, prepare_image, read_image
 from fastrcnn.data.sampling import PlannedImage
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import file_digest, lock, remove_leftovers, write_tensors
+from fastrcnn.images import image_scale, prepare_image, read_image
 from fastrcnn.model.fast_rcnn import FastRCNN
 
 log = logging.getLogger(__name__)

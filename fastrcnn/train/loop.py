@@ -15,11 +15,11 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastrcnn import config as configs
+from fastrcnn.annotations.read import Problem, log_problems
 from fastrcnn.boxes import TargetStatistics
-from fastrcnn.checks import files_in_both, quick_findings
 from fastrcnn.config import Config
-from fastrcnn.data.annotations import Problem, log_problems
-from fastrcnn.data.dataset import open_data
+from fastrcnn.data.checks import files_in_both, quick_findings
+from fastrcnn.data.image_set import open_data
 from fastrcnn.data.loader import Batch, BatchDataset, batches
 from fastrcnn.data.sampling import dropout_seed, target_statistics
 from fastrcnn.device import choose_device

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fastrcnn.annotations.read import ImageRecord, Problem, for_training, read_data_sets, twice
 from fastrcnn.config import Config, DataSetConfig
-from fastrcnn.data.annotations import ImageRecord, Problem, for_training, read_data_sets, twice
-from fastrcnn.data.proposals import open_proposals
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.proposals.stored import open_proposals
 
 
 def open_data(

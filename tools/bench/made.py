@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from fastrcnn import config as configs
+from fastrcnn.annotations.read import ImageRecord
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
-from fastrcnn.data.annotations import ImageRecord
-from fastrcnn.data.images import image_scale, prepare_image, read_image
 from fastrcnn.data.loader import Batch, BatchDataset
 from fastrcnn.data.shapes import draw_image
+from fastrcnn.images import image_scale, prepare_image, read_image
 from fastrcnn.model import fast_rcnn
 from fastrcnn.model.fast_rcnn import FastRCNN, rms, scaled_start
 from fastrcnn.model.roi_features import project, roi_cells, roi_pool, unique_rois
@@ -23,7 +23,7 @@ from fastrcnn.train import loop
 from fastrcnn.train.feature_cache import FeatureCache
 from fastrcnn.train.solver import make_optimizer
 
-from _timing import Stages
+from bench.timing import Stages
 
 WIDTH, HEIGHT, PROPOSALS = 500, 375, 2000
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from fastrcnn.data.annotations import ImageRecord
-from fastrcnn.data.mat_file import read_mat
+from fastrcnn.annotations.read import ImageRecord
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.proposals.mat_file import read_mat
 
 # Deflate stays below 1032:1, and real ids, offsets and boxes below 30:1. What is between is a decompression bomb.
 MAX_COMPRESSION = 200

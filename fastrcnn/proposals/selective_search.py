@@ -18,14 +18,14 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from fastrcnn.annotations.read import ImageRecord
 from fastrcnn.config import ProposalsConfig
-from fastrcnn.data.annotations import ImageRecord
-from fastrcnn.data.images import read_image
-from fastrcnn.data.processes import cores, workers
-from fastrcnn.data.proposal_formats import StoredProposals, clean
-from fastrcnn.data.proposals import check_settings, read_stored, write_stored
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import file_digest, lock, remove_leftovers
+from fastrcnn.images import read_image
+from fastrcnn.processes import cores, workers
+from fastrcnn.proposals.foreign import StoredProposals, clean
+from fastrcnn.proposals.stored import check_settings, read_stored, write_stored
 
 log = logging.getLogger(__name__)
 

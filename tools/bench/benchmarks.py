@@ -17,22 +17,22 @@ from torchvision.ops import nms, roi_pool
 import fastrcnn
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import ProposalsConfig
-from fastrcnn.data.images import image_scale, prepare_image, read_image
-from fastrcnn.data.selective_search import make_proposals, selective_search
 from fastrcnn.detect import detector as detector_module
 from fastrcnn.detect.detector import Detector
 from fastrcnn.detect.nms import select_detections
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.voc import Detections, GroundTruth, evaluate
+from fastrcnn.images import image_scale, prepare_image, read_image
 from fastrcnn.model.fast_rcnn import factors
 from fastrcnn.model.roi_features import pool_for_inference, project, roi_cells, unique_rois
 from fastrcnn.model.weights import build, save_weights
+from fastrcnn.proposals.selective_search import make_proposals, selective_search
 
-from _assembly import Assembly
-from _made import HEIGHT, WIDTH, Training, calibrate, distinct_proposals, made_config, made_network, picture
-from _timing import Stages, case, medians, products, rates, staged
+from bench.assembly import Assembly
+from bench.made import HEIGHT, WIDTH, Training, calibrate, distinct_proposals, made_config, made_network, picture
+from bench.timing import Stages, case, medians, products, rates, staged
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.append(str(ROOT / "tests"))
 from oracles_evaluate import voc_ap_oracle  # noqa: E402
 

@@ -12,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from fastrcnn import config as configs
+from fastrcnn.annotations.read import ImageRecord, class_index, read_data_sets
 from fastrcnn.config import Config
-from fastrcnn.data.annotations import ImageRecord, class_index, read_data_sets
-from fastrcnn.data.dataset import open_data
+from fastrcnn.data.image_set import open_data
 from fastrcnn.detect.detector import Detector
 from fastrcnn.device import choose_device
 from fastrcnn.errors import FastRCNNError

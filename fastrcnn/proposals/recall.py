@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastrcnn.annotations.read import ImageRecord
 from fastrcnn.boxes import area, iou
-from fastrcnn.data.annotations import ImageRecord
 
 # Areas in square image pixels: the bounds of COCO's small, medium and large objects (pycocotools, Params.areaRng).
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}
 
 
 class SupportsProposals(Protocol):
-    """A dictionary of arrays, or fastrcnn.data.proposals.Proposals."""
+    """A dictionary of arrays, or fastrcnn.proposals.stored.Proposals."""
 
     def __getitem__(self, image_id: str) -> NDArray: ...
 

@@ -8,7 +8,7 @@ from fastrcnn import config as configs
 from fastrcnn.data.shapes import make_shapes
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.report import write_detections
-from fastrcnn.evaluate.testing import evaluate_detections, evaluate_weights
+from fastrcnn.evaluate.run import evaluate_detections, evaluate_weights
 from fastrcnn.train.loop import train
 
 

@@ -21,8 +21,8 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
 from fastrcnn.config import DataConfig, DataSetConfig
-from fastrcnn.data.images import SUFFIXES, image_size
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.images import SUFFIXES, image_size
 
 log = logging.getLogger(__name__)
 

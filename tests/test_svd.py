@@ -5,7 +5,7 @@ from torch import nn
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.model.compress import compress_weights, multiplications, parameters, truncated_svd
+from fastrcnn.model.svd import compress_weights, multiplications, parameters, truncated_svd
 from fastrcnn.model.weights import build, load_model, save_weights
 
 

@@ -19,9 +19,11 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from fastrcnn.annotations.read import ImageRecord, Problem
 from fastrcnn.config import ProposalsConfig
-from fastrcnn.data.annotations import ImageRecord, Problem
-from fastrcnn.data.proposal_formats import (
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import DIGEST_SIZE, atomic_write
+from fastrcnn.proposals.foreign import (
     StoredProposals,
     check_index,
     compact,
@@ -29,8 +31,6 @@ from fastrcnn.data.proposal_formats import (
     read_foreign,
     reading,
 )
-from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import DIGEST_SIZE, atomic_write
 
 log = logging.getLogger(__name__)
 

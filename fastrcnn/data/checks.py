@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from fastrcnn.annotations.read import ImageRecord, Problem, class_index, list_entries, read_entry, twice
 from fastrcnn.config import Config, DataSetConfig
-from fastrcnn.data.annotations import ImageRecord, Problem, class_index, list_entries, read_entry, twice
-from fastrcnn.data.images import FORMATS, orientation, read_image
-from fastrcnn.data.processes import cores, workers
-from fastrcnn.data.proposals import Proposals, find_problems, read_proposals
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.evaluate.recall import SIZES, Recall, proposal_recall
 from fastrcnn.files import file_digest
+from fastrcnn.images import FORMATS, orientation, read_image
+from fastrcnn.processes import cores, workers
+from fastrcnn.proposals.recall import SIZES, Recall, proposal_recall
+from fastrcnn.proposals.stored import Proposals, find_problems, read_proposals
 
 log = logging.getLogger(__name__)
 

@@ -70,11 +70,11 @@ def nonempty(boxes: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TargetStatistics:
-    """Mean and deviation of the regression targets of each class, [K, 4] float32; the background's are 0 and 1."""
+    """Mean and std of the regression targets of each class, [K, 4] float32; the background's are 0 and 1."""
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
     def normalise(self, bbox_targets: Tensor, labels: Tensor) -> Tensor:
-        """Targets [R, 4] of RoIs with these labels [R], at zero mean and unit deviation per class."""
-        return (bbox_targets - self.mean[labels]) / self.deviation[labels]
+        """Targets [R, 4] of RoIs with these labels [R], at zero mean and unit std per class."""
+        return (bbox_targets - self.mean[labels]) / self.std[labels]

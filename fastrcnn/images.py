@@ -137,18 +137,18 @@ def image_scale(width: int, height: int, short_side: int, long_side: int) -> flo
 
 
 def prepare_image(
-    image: np.ndarray, scale: float, mean: Sequence[float], deviation: Sequence[float], flip: bool = False
+    image: np.ndarray, scale: float, mean: Sequence[float], std: Sequence[float], flip: bool = False
 ) -> "torch.Tensor":
     """The network's input, float32 [3, h, w] in scaled pixels, from RGB uint8 [H, W, 3].
 
-    Mirrored left to right if `flip`, normalised with `mean` and `deviation` (RGB, in units of pixel values 0..255), and
+    Mirrored left to right if `flip`, normalised with `mean` and `std` (RGB, in units of pixel values 0..255), and
     only then resized, in float32, by one scalar factor with linear interpolation (fast-rcnn lib/utils/blob.py and
     lib/roi_data_layer/minibatch.py). In memory the tensor lies as [h, w, 3], the channels_last layout of convolutions.
     """
     if flip:
         image = cv2.flip(image, 1)
     # 256 values a channel: as a table, subtracting and dividing cost one look-up a pixel.
-    table = (np.arange(256)[:, None] - np.asarray(mean, np.float64)) / np.asarray(deviation, np.float64)
+    table = (np.arange(256)[:, None] - np.asarray(mean, np.float64)) / np.asarray(std, np.float64)
     normalised = cv2.LUT(image, table.astype(np.float32)[None])
     height, width = image.shape[:2]
     if min(round(width * scale), round(height * scale)) < 1:  # thinner than a scaled pixel: keep one

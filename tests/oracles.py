@@ -27,7 +27,7 @@ def multi_task_loss(scores, deltas, labels, targets, weight):
 
 
 def target_statistics(images, num_classes, foreground_iou, flip):
-    """Mean and deviation per class: images are (width, rois, objects, classes); flipped images are visited too."""
+    """Mean and std per class: images are (width, rois, objects, classes); flipped images are visited too."""
     found = [[[] for _ in range(4)] for _ in range(num_classes)]
     for width, rois, objects, classes in images:
         for mirrored in (False, True) if flip else (False,):
@@ -47,8 +47,8 @@ def target_statistics(images, num_classes, foreground_iou, flip):
                 for k, value in enumerate((dx, dy, math.log(gw / w), math.log(gh / h))):
                     found[classes[nearest]][k].append(value)
     mean = [[sum(v) / len(v) if v else 0.0 for v in row] for row in found]
-    deviation = [
+    std = [
         [math.sqrt(sum((x - m) ** 2 for x in v) / len(v)) if v else 1.0 for v, m in zip(row, means, strict=True)]
         for row, means in zip(found, mean, strict=True)
     ]
-    return mean, deviation
+    return mean, std

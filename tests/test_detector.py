@@ -43,11 +43,11 @@ def test_detection_computes_what_training_computes(saved):
     rois = torch.from_numpy(some_proposals())
     scores, boxes = detector.classify(PICTURE, rois)
     scale = image_scale(120, 90, 96, 1000)
-    pixels = prepare_image(PICTURE, scale, model.normalisation.mean, model.normalisation.deviation)
+    pixels = prepare_image(PICTURE, scale, model.normalisation.mean, model.normalisation.std)
     with torch.no_grad():
         raw, deltas = model([model.frozen_features(pixels)], [rois], [scale], None)
     assert torch.allclose(scores, raw.softmax(dim=1), atol=1e-5)
-    moved = box_ops.decode(rois, (deltas.reshape(-1, 6, 4) * statistics.deviation + statistics.mean).flatten(1))
+    moved = box_ops.decode(rois, (deltas.reshape(-1, 6, 4) * statistics.std + statistics.mean).flatten(1))
     assert torch.allclose(boxes, box_ops.clip(moved, 120, 90), atol=1e-2)
 
 

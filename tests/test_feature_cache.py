@@ -55,8 +55,8 @@ def test_vgg16_from_the_cache_is_the_same_bit_for_bit(cached):
     cache.records, cache.digests = records[:1], cache.digests[:1]
     cache.make(model, CPU, ())
     pixels = model.normalisation
-    plain = BatchDataset(records[:1], proposals, config, pixels.mean, pixels.deviation)
-    stored = BatchDataset(records[:1], proposals, config, pixels.mean, pixels.deviation, cache)
+    plain = BatchDataset(records[:1], proposals, config, pixels.mean, pixels.std)
+    stored = BatchDataset(records[:1], proposals, config, pixels.mean, pixels.std, cache)
     for image, maps in zip(plain[0].images, stored[0].maps, strict=True):
         assert maps.dtype == torch.bfloat16 and maps.permute(1, 2, 0).is_contiguous()
         assert torch.equal(maps, model.frozen_features(image))

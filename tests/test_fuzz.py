@@ -240,7 +240,7 @@ def check_checkpoint(path: Path, whole) -> None:
         ours, theirs = getattr(found, name), getattr(whole, name)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
     assert torch.equal(found.statistics.mean, whole.statistics.mean)
-    assert torch.equal(found.statistics.deviation, whole.statistics.deviation)
+    assert torch.equal(found.statistics.std, whole.statistics.std)
 
 
 @fuzzing

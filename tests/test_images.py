@@ -235,7 +235,7 @@ def test_prepared_image_is_the_original_recipe(size, flip):
     assert prepared[None].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_deviation_divides_each_channel():
+def test_std_divides_each_channel():
     image = picture()
     plain, divided = (prepare_image(image, 2.0, MEAN, d) for d in ((1, 1, 1), (2, 4, 8)))
     torch.testing.assert_close(divided * torch.tensor([2.0, 4.0, 8.0])[:, None, None], plain, rtol=1e-5, atol=1e-4)

@@ -117,14 +117,14 @@ def test_target_statistics_are_those_of_the_loop(flip):
         ImageRecord("empty", None, 9, 9, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), difficult, None)
     )
     found = target_statistics(records, proposals, 6, 0.5, flip)
-    mean, deviation = slow_statistics(images, 6, 0.5, flip)
+    mean, std = slow_statistics(images, 6, 0.5, flip)
     assert torch.allclose(found.mean, torch.tensor(mean), atol=1e-5)
-    assert torch.allclose(found.deviation, torch.tensor(deviation).clamp(min=0.01), atol=1e-5)
+    assert torch.allclose(found.std, torch.tensor(std).clamp(min=0.01), atol=1e-5)
 
 
-def test_a_class_with_one_roi_has_a_deviation_to_divide_by():
+def test_a_class_with_one_roi_has_a_std_to_divide_by():
     gt = np.array([[10, 10, 50, 50]], np.float32)
     record = ImageRecord("a", None, 100, 100, gt, np.array([1]), np.zeros(1, bool), None)
     found = target_statistics([record], {"a": np.zeros((0, 4), np.float32)}, 3, 0.5, flip=False)
-    assert found.deviation[1].tolist() == pytest.approx([0.01] * 4)
-    assert found.deviation[2].tolist() == [1] * 4
+    assert found.std[1].tolist() == pytest.approx([0.01] * 4)
+    assert found.std[2].tolist() == [1] * 4

@@ -42,7 +42,7 @@ def test_a_loaded_network_gives_what_the_trained_one_gave_with_statistics_folded
         scores, deltas = model.siblings(model.fully_connected(pooled))
         loaded_scores, loaded_deltas = loaded.siblings(loaded.fully_connected(pooled))
     assert torch.allclose(scores, loaded_scores, atol=1e-5)
-    folded = deltas.reshape(9, 6, 4) * STATISTICS.deviation + STATISTICS.mean
+    folded = deltas.reshape(9, 6, 4) * STATISTICS.std + STATISTICS.mean
     assert torch.allclose(folded.flatten(1), loaded_deltas, atol=1e-4)
     assert config.classes == ["disc", "square", "triangle", "star", "cross"]
     assert loaded.normalisation == model.normalisation
@@ -136,7 +136,7 @@ def test_torchvision_weights_are_fetched_by_name(tree, tmp_path, monkeypatch):
     assert initialise(model, config) is False
     assert torch.equal(model.backbone.conv3_2.weight, tensors["features.12.weight"].float())
     assert model.normalisation.mean == pytest.approx((127.5, 102, 76.5))
-    assert model.normalisation.deviation == pytest.approx((1, 1, 1))
+    assert model.normalisation.std == pytest.approx((1, 1, 1))
 
     named.unlink()
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "empty"))

@@ -55,12 +55,12 @@ class BatchDataset(Dataset):
         proposals: Mapping[str, np.ndarray],
         config: Config,
         mean: tuple[float, float, float],
-        deviation: tuple[float, float, float],
+        std: tuple[float, float, float],
         frozen_features: Callable[[PlannedImage], Tensor] | None = None,
     ):
         """`frozen_features` gives batches maps in place of images: see train/feature_cache.py."""
         self.records, self.proposals, self.config = records, proposals, config
-        self.mean, self.deviation, self.frozen_features = mean, deviation, frozen_features
+        self.mean, self.std, self.frozen_features = mean, std, frozen_features
 
     def __getitem__(self, iteration: int) -> Batch | FastRCNNError:
         try:
@@ -100,7 +100,7 @@ class BatchDataset(Dataset):
         pixels = read_image(record.path)
         if pixels.shape[:2] != (record.height, record.width):
             raise FastRCNNError(f"{record.path}: has changed since training started; start again")
-        return prepare_image(pixels, scale, self.mean, self.deviation, flip)
+        return prepare_image(pixels, scale, self.mean, self.std, flip)
 
 
 def batches(dataset: BatchDataset, start: int, stop: int, workers: int, pin_memory: bool) -> Iterator[Batch]:

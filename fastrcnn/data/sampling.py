@@ -107,7 +107,7 @@ def _choose(candidates: Tensor, wanted: int, rng: np.random.Generator) -> Tensor
     return candidates[torch.from_numpy(rng.permutation(len(candidates))[:wanted])]
 
 
-MIN_DEVIATION = 0.01  # ours: a class with one foreground RoI has deviation 0, which would divide its targets by nothing
+MIN_STD = 0.01  # ours: a class with one foreground RoI has std 0, which would divide its targets by nothing
 
 
 def target_statistics(
@@ -137,5 +137,5 @@ def target_statistics(
         total[:, 0] = 0
     mean = total / count.clamp(min=1)
     variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
-    deviation = torch.where(count > 0, variance.sqrt().clamp(min=MIN_DEVIATION), torch.ones_like(mean))
-    return TargetStatistics(mean.float(), deviation.float())
+    std = torch.where(count > 0, variance.sqrt().clamp(min=MIN_STD), torch.ones_like(mean))
+    return TargetStatistics(mean.float(), std.float())

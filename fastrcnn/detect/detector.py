@@ -95,7 +95,7 @@ class Detector:
     def _one_scale(self, image: np.ndarray, rois: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Raw scores [R, K] and deltas [R, 4 * K] of RoIs looked at in one scale."""
         model, normalisation = self.model, self.model.normalisation
-        pixels = prepare_image(image, scale, normalisation.mean, normalisation.deviation).to(self.device)
+        pixels = prepare_image(image, scale, normalisation.mean, normalisation.std).to(self.device)
         features = model.features([pixels])
         projected = project(rois, scale)
         # RoIs that round to the same cells have the same features: pool and multiply one of them for all.

@@ -17,7 +17,7 @@ class Normalisation:
     """What is subtracted from the pixels (RGB, 0..255), and what they are then divided by. Travels with the weights."""
 
     mean: tuple[float, float, float]
-    deviation: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 NORMALISATIONS = {

@@ -4,7 +4,6 @@ A weights file holds the network as it is used: the statistics of the regression
 feature scale folded into fc6; its metadata holds the class list, the configuration and the normalisation of pixels.
 """
 
-import dataclasses
 import logging
 import math
 from pathlib import Path
@@ -60,7 +59,7 @@ def initialise(model: FastRCNN, config: Config) -> bool:
     if stated is None:
         raise FastRCNNError(
             f"{name}: does not say how pixels are normalised; set model.normalisation to caffe (mean subtracted, no "
-            "division) or torchvision (mean and deviation)"
+            "division) or torchvision (mean and std)"
         )
     return _take_torchvision(model, tensors, stated, name)
 
@@ -77,8 +76,8 @@ def _torchvision_weights(name: str) -> tuple[dict[str, Tensor], Normalisation]:
         ) from None
     preset = weights.transforms()
     mean = tuple(255 * x for x in preset.mean)
-    deviation = tuple(255 * x for x in preset.std)
-    return dict(tensors), Normalisation(mean, deviation)
+    std = tuple(255 * x for x in preset.std)
+    return dict(tensors), Normalisation(mean, std)
 
 
 # Where torchvision's vgg16 keeps fc6 and fc7.
@@ -140,9 +139,9 @@ def _copy(layer: nn.Module, tensors: dict[str, Tensor], key: str, source: str) -
 @torch.no_grad()
 def unfold_statistics(model: FastRCNN, statistics: TargetStatistics) -> None:
     """The inverse of what saving does to bbox_pred, so that weights of an earlier run predict normalised targets."""
-    mean, deviation = statistics.mean.flatten(), statistics.deviation.flatten()
-    model.bbox_pred.weight /= deviation[:, None]
-    model.bbox_pred.bias.sub_(mean).div_(deviation)
+    mean, std = statistics.mean.flatten(), statistics.std.flatten()
+    model.bbox_pred.weight /= std[:, None]
+    model.bbox_pred.bias.sub_(mean).div_(std)
 
 
 @torch.no_grad()
@@ -150,9 +149,9 @@ def save_weights(path: str | Path, model: FastRCNN, config: Config, statistics: 
     """Write the network as it is used to one file: fast-rcnn folds the statistics in at each snapshot, as we do
     (lib/fast_rcnn/train.py). The model itself is unchanged. Raises FastRCNNError when it cannot be written."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "feature_scale"}
-    mean, deviation = statistics.mean.flatten(), statistics.deviation.flatten()
-    tensors["bbox_pred.weight"] = tensors["bbox_pred.weight"].cpu() * deviation[:, None]
-    tensors["bbox_pred.bias"] = tensors["bbox_pred.bias"].cpu() * deviation + mean
+    mean, std = statistics.mean.flatten(), statistics.std.flatten()
+    tensors["bbox_pred.weight"] = tensors["bbox_pred.weight"].cpu() * std[:, None]
+    tensors["bbox_pred.bias"] = tensors["bbox_pred.bias"].cpu() * std + mean
     tensors["fc6.weight"] = tensors["fc6.weight"] * model.feature_scale
     write_model(path, tensors, config, model.normalisation, float(model.feature_scale))
 
@@ -164,7 +163,10 @@ def write_model(
     metadata = {
         "format": FORMAT,
         "config": configs.to_dict(config),
-        "normalisation": dataclasses.asdict(normalisation),
+        "normalisation": {
+            "mean": normalisation.mean,
+            "deviation": normalisation.std,
+        },  # deviation: the key of old files
         "feature_scale": feature_scale,
     }
     write_tensors(path, tensors, metadata)
@@ -212,12 +214,12 @@ def _header(metadata: dict[str, Any], path: str) -> tuple[Config, Normalisation]
     try:
         config = configs.from_dict(metadata["config"], source=path)
         pixels = metadata["normalisation"]
-        mean, deviation = ([float(x) for x in pixels[key]] for key in ("mean", "deviation"))
+        mean, std = ([float(x) for x in pixels[key]] for key in ("mean", "deviation"))
         scale = float(metadata["feature_scale"])
-        if len(mean) != 3 or len(deviation) != 3 or not all(map(math.isfinite, [*mean, *deviation, scale])):
-            raise ValueError("normalisation is not three means and three deviations")
-        if min(deviation) <= 0 or scale <= 0:
+        if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, [*mean, *std, scale])):
+            raise ValueError("normalisation is not three means and three stds")
+        if min(std) <= 0 or scale <= 0:
             raise ValueError("normalisation out of range")
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise FastRCNNError(f"{path}: its metadata is damaged ({e!r}); make or fetch the file again") from None
-    return config, Normalisation(tuple(mean), tuple(deviation))
+    return config, Normalisation(tuple(mean), tuple(std))

@@ -73,14 +73,15 @@ def save_checkpoint(
     names = {id(p): name for name, p in model.named_parameters()}
     for parameter, state in optimizer.state.items():
         tensors[f"momentum.{names[id(parameter)]}"] = state["momentum_buffer"]
-    tensors["statistics.mean"], tensors["statistics.deviation"] = statistics.mean, statistics.deviation
+    # deviation: the key of old files
+    tensors["statistics.mean"], tensors["statistics.deviation"] = statistics.mean, statistics.std
     path = folder / f"checkpoint_{iteration:08d}.safetensors"
     metadata = {
         "format": FORMAT,
         "iteration": iteration,
         "config": configs.to_dict(config),
         "data": data,
-        "normalisation": [list(model.normalisation.mean), list(model.normalisation.deviation)],
+        "normalisation": [list(model.normalisation.mean), list(model.normalisation.std)],
     }
     write_tensors(path, tensors, {**metadata, "checksum": _checksum(tensors, metadata)})
     for old in checkpoints(folder)[:-KEEP]:

@@ -110,7 +110,7 @@ class FeatureCache:
                     if index != last:
                         last, pixels = index, read_image(self.records[index].path)
                     scale = self._scale(index, side)
-                    image = prepare_image(pixels, scale, normalisation.mean, normalisation.deviation, flip)
+                    image = prepare_image(pixels, scale, normalisation.mean, normalisation.std, flip)
                     maps = model.frozen_features(image.to(device))
                     write_tensors(self.path(index, flip, side), {NAME: maps.permute(1, 2, 0)}, {})
 

@@ -78,7 +78,7 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
         if cache:
             cache.make(model, device, stop)
         pixels = model.normalisation
-        dataset = BatchDataset(records, proposals, config, pixels.mean, pixels.deviation, cache)
+        dataset = BatchDataset(records, proposals, config, pixels.mean, pixels.std, cache)
         if checkpoint is None and not has_fc:
             _start_fully_connected(model, dataset, device)
         first = checkpoint.iteration if checkpoint else 0

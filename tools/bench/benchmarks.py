@@ -115,7 +115,7 @@ def assembly_detect(assembly: Any, detector: Any, path: Path, proposals: Any) ->
     pixels, sides = read_image(path), detector.config.image
     scale = image_scale(pixels.shape[1], pixels.shape[0], sides.test_short_side[0], sides.test_long_side)
     normalisation = detector.model.normalisation
-    image = prepare_image(pixels, scale, normalisation.mean, normalisation.deviation).contiguous()
+    image = prepare_image(pixels, scale, normalisation.mean, normalisation.std).contiguous()
     assembly.place([torch.from_numpy(proposals)], scale)
     with torch.inference_mode():
         return assembly.detect(image, scale)

@@ -71,7 +71,7 @@ def calibrate(model: FastRCNN, config: Config, path: Path, proposals: np.ndarray
     """Scale the layers so that RoIs differ, and the background's bias so that as many as CANDIDATES pass."""
     rois = torch.from_numpy(proposals[::8])
     scale = image_scale(WIDTH, HEIGHT, config.image.test_short_side[0], config.image.test_long_side)
-    image = prepare_image(read_image(path), scale, model.normalisation.mean, model.normalisation.deviation)
+    image = prepare_image(read_image(path), scale, model.normalisation.mean, model.normalisation.std)
     precision, model.precision = model.precision, "float32"  # the same numbers for both
     with torch.no_grad():
         pooled = roi_pool(model.features([image]), [project(rois, scale)], 7, 1 / model.stride).flatten(1)
@@ -125,9 +125,7 @@ class Training:
         classes = self.model.num_classes
         self.statistics = TargetStatistics(torch.zeros(classes, 4), torch.ones(classes, 4))
         pixels = self.model.normalisation
-        self.dataset = BatchDataset(
-            self.records, {"1": proposals, "2": proposals}, config, pixels.mean, pixels.deviation
-        )
+        self.dataset = BatchDataset(self.records, {"1": proposals, "2": proposals}, config, pixels.mean, pixels.std)
 
     def batch(self, iteration: int) -> Batch:
         return self.dataset[iteration]

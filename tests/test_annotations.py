@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from oracles_mutations import fuzzing, mutated
 from PIL import Image
 
-from fastrcnn.annotations.read import for_training, read_data_sets
+from fastrcnn.annotations.read import read_data_sets
+from fastrcnn.annotations.records import for_training
 from fastrcnn.config import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from fastrcnn import config as configs
-from fastrcnn.annotations.read import ImageRecord, Problem
+from fastrcnn.annotations.problems import Problem
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config, DataConfig, DataSetConfig, ProposalsConfig
 from fastrcnn.data.checks import check, files_in_both, quick_findings
 from fastrcnn.proposals.foreign import StoredProposals

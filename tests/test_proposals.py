@@ -13,7 +13,7 @@ from oracles_mutations import fuzzing, mutated
 from safetensors.numpy import save_file
 from scipy.io import loadmat, savemat
 
-from fastrcnn.annotations.read import ImageRecord
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals.foreign import StoredProposals, clean

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles_evaluate import recall_oracle
 
-from fastrcnn.annotations.read import ImageRecord
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.proposals.recall import proposal_recall
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastrcnn.annotations.read import ImageRecord
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.report import (
     FORMAT,

@@ -7,7 +7,7 @@ from oracles import iou as slow_iou
 from oracles import target_statistics as slow_statistics
 
 from fastrcnn import boxes as box_ops
-from fastrcnn.annotations.read import ImageRecord
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import ImageConfig, SamplingConfig
 from fastrcnn.data.sampling import dropout_seed, plan_batch, sample_rois, target_statistics
 

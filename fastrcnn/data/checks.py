@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fastrcnn.annotations.read import ImageRecord, Problem, class_index, list_entries, read_entry, twice
+from fastrcnn.annotations.problems import Problem, duplicate_id_problem
+from fastrcnn.annotations.read import image_paths, read_data_set
+from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.config import Config, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import file_digest
@@ -67,7 +69,7 @@ def check(config: Config, processes: int | None = None) -> Report:
             for record, problems in _read_all(dataset, config, index):
                 findings += problems
                 if record is not None and record.id in seen:
-                    findings.append(twice(record, seen[record.id]))
+                    findings.append(duplicate_id_problem(record.id, record.path, seen[record.id]))
                 elif record is not None:
                     seen[record.id] = record.path
                     records.append(record)
@@ -121,9 +123,9 @@ def quick_findings(
 
 
 def files_in_both(config: Config) -> list[Problem]:
-    """Images of data.train that data.test names too, by their paths. Raises FastRCNNError as list_entries does."""
+    """Images of data.train that data.test names too, by their paths. Raises FastRCNNError as image_paths does."""
     paths = {
-        part: [path for dataset in getattr(config.data, part) for e in list_entries(dataset) for path in e.images]
+        part: [path for dataset in getattr(config.data, part) for path in image_paths(dataset)]
         for part in ("train", "test")
     }
     same = {path: str(path.resolve()).encode() for part in paths.values() for path in part}
@@ -136,17 +138,18 @@ def files_in_both(config: Config) -> list[Problem]:
 def _read_all(
     dataset: DataSetConfig, config: Config, index: dict[str, int]
 ) -> Iterator[tuple[ImageRecord | None, list[Problem]]]:
-    """read_entry for every image; for a set that cannot be listed, or is empty, one problem."""
+    """read_data_set; for a set that cannot be read as a whole, or is empty, one problem."""
     where = Path(dataset.root)
+    empty = True
     try:
-        entries = list_entries(dataset)
+        for found in read_data_set(dataset, config.data, index):
+            yield found
+            empty = False
     except FastRCNNError as e:
         yield None, [_as_problem("unreadable data set", where, e)]
         return
-    if not entries:
+    if empty:
         yield None, [Problem("unreadable data set", where, None, "holds no images; check the root and the split")]
-    for entry in tqdm(entries, desc="annotations", unit="image", leave=False):
-        yield read_entry(entry, config.data, index)
 
 
 def _as_problem(kind: str, file: Path, error: FastRCNNError) -> Problem:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrcnn.annotations.read import ImageRecord, Problem, for_training, read_data_sets, twice
+from fastrcnn.annotations.problems import Problem, duplicate_id_problem
+from fastrcnn.annotations.read import read_data_sets
+from fastrcnn.annotations.records import ImageRecord, for_training
 from fastrcnn.config import Config, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals.stored import open_proposals
@@ -27,7 +29,7 @@ def open_data(
         new = read_data_sets([dataset], config.data, config.classes, problems)
         for record in new:
             if record.id in records:
-                raise FastRCNNError(str(twice(record, records[record.id].path)))
+                raise FastRCNNError(str(duplicate_id_problem(record.id, record.path, records[record.id].path)))
             records[record.id] = record
         if not dataset.proposals:
             raise FastRCNNError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastrcnn import boxes as box_ops
-from fastrcnn.annotations.read import ImageRecord
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config
 from fastrcnn.data.sampling import PlannedImage, plan_batch, sample_rois
 from fastrcnn.errors import FastRCNNError

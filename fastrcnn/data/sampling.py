@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastrcnn import boxes as box_ops
-from fastrcnn.annotations.read import ImageRecord
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import ImageConfig, SamplingConfig
 

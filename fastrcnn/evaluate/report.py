@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fastrcnn.annotations.read import ImageRecord, class_index
+from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.voc import Detections, GroundTruth, VOCResult
 from fastrcnn.files import atomic_write

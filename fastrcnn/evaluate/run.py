@@ -12,7 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from fastrcnn import config as configs
-from fastrcnn.annotations.read import ImageRecord, class_index, read_data_sets
+from fastrcnn.annotations.read import read_data_sets
+from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.config import Config
 from fastrcnn.data.image_set import open_data
 from fastrcnn.detect.detector import Detector

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrcnn.annotations.read import ImageRecord
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals.mat_file import read_mat
 

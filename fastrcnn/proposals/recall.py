@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastrcnn.annotations.read import ImageRecord
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.boxes import area, iou
 
 # Areas in square image pixels: the bounds of COCO's small, medium and large objects (pycocotools, Params.areaRng).

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from fastrcnn.annotations.read import ImageRecord
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import file_digest, lock, remove_leftovers

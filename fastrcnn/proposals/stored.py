@@ -19,7 +19,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from fastrcnn.annotations.read import ImageRecord, Problem
+from fastrcnn.annotations.problems import Problem
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import DIGEST_SIZE, atomic_write

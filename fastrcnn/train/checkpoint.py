@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastrcnn import config as configs
-from fastrcnn.annotations.read import ImageRecord
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.errors import FastRCNNError

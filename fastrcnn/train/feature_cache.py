@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from fastrcnn.annotations.read import ImageRecord
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config
 from fastrcnn.data.sampling import PlannedImage
 from fastrcnn.errors import FastRCNNError

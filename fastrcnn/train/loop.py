@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastrcnn import config as configs
-from fastrcnn.annotations.read import Problem, log_problems
+from fastrcnn.annotations.problems import Problem, log_problems
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.data.checks import files_in_both, quick_findings

@@ -1,0 +1,74 @@
+"""The checks that an object of any format goes through: is its class in the list, is its box inside the image?"""
+
+import difflib
+from pathlib import Path
+
+import numpy as np
+
+from fastrcnn.annotations.problems import Outcome, Problem
+from fastrcnn.annotations.records import plain
+from fastrcnn.config import DataConfig
+
+TINY = 4  # image pixels: an object with a shorter side is more often a slip of the mouse than an object
+
+
+def check_class(
+    name: str, index: dict[str, int], file: Path, number: int, data: DataConfig
+) -> tuple[int | None, list[Problem]]:
+    """The class of object `number` of `file`, 1..K-1, and what is wrong with its name; None: the object is left out."""
+    if plain(name) in index:
+        return index[plain(name)], []
+    if data.on_unknown_class == "ignore":
+        return None, [Problem("unknown class", file, number, f"its class {name!r} is not in classes", "ignored")]
+    near = difflib.get_close_matches(plain(name), index, n=1, cutoff=0.0)[0]
+    text = f"its class {name!r} is not in classes (nearest: {near!r}); add it, or set data.on_unknown_class: ignore"
+    return None, [Problem("unknown class", file, number, text)]
+
+
+def check_box(
+    box: np.ndarray, shown: str, size: tuple[int, int], file: Path, number: int, data: DataConfig, hint: str = ""
+) -> tuple[np.ndarray | None, list[Problem]]:
+    """The box of object `number` of `file` as training uses it, and what is wrong with it; None: it is left out.
+
+    `box` is [4] in image pixels, half open, with NaN for what is not a number; `shown` is how the file writes it,
+    `size` the image's (width, height). `hint` follows the message of a box that leaves the image. Returns float32 [4].
+    """
+    with np.errstate(over="ignore"):
+        box = box.astype(np.float32)
+    fault = _fault(box, size)
+    if fault is not None:
+        kind, text = fault
+        text = f"its box {shown} {text}" + (hint if kind == "box outside" else "")
+        fixed, outcome = _fix(box, size, data.on_bad_box)
+        if outcome == "error":
+            text += "; correct it, or set data.on_bad_box: clip or skip"
+        return fixed, [Problem(kind, file, number, text, outcome)]
+    if min(box[2] - box[0], box[3] - box[1]) < TINY:
+        text = f"its box {shown} has a side below {TINY} pixels; remove it if it is a slip of the mouse"
+        return box, [Problem("box tiny", file, number, text, "noted")]
+    return box, []
+
+
+def _fault(box: np.ndarray, size: tuple[int, int]) -> tuple[str, str] | None:
+    """(kind, description) of what is wrong with a box."""
+    if np.isnan(box).any():
+        return "box unreadable", "does not hold four numbers"
+    x1, y1, x2, y2 = box.tolist()
+    if x2 < x1 or y2 < y1:
+        return "box inside out", "is inside out"
+    if not (x2 > x1 and y2 > y1):
+        return "box empty", "is empty"
+    if x1 < 0 or y1 < 0 or x2 > size[0] or y2 > size[1]:
+        return "box outside", f"leaves the image of {size[0]} x {size[1]} pixels"
+    return None
+
+
+def _fix(box: np.ndarray, size: tuple[int, int], on_bad_box: str) -> tuple[np.ndarray | None, Outcome]:
+    """What becomes of a bad box, and the outcome; one that clipping leaves empty or inside out is skipped."""
+    if on_bad_box == "error":
+        return None, "error"
+    if on_bad_box == "clip":
+        clipped = np.clip(box, 0, np.array(size * 2, np.float32))
+        if clipped[2] > clipped[0] and clipped[3] > clipped[1]:  # not so with NaN
+            return clipped, "clipped"
+    return None, "skipped"

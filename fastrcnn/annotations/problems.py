@@ -1,0 +1,39 @@
+"""What is wrong with, or worth a look in, a data set: one type for all readers and checks."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+log = logging.getLogger(__name__)
+
+Outcome = Literal["error", "clipped", "skipped", "ignored", "noted"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something found in one file. `outcome` says what was done about it; "error" stops training."""
+
+    kind: str  # such as "box outside"; those of boxes start with "box"
+    file: Path
+    object: int | None  # number of the object in its file, from 1
+    text: str  # what is wrong, and the remedy
+    outcome: Outcome = "error"
+
+    def __str__(self) -> str:
+        return f"{self.file}: " + (f"object {self.object}: " if self.object else "") + self.text
+
+
+def duplicate_id_problem(image_id: str, path: Path, first: Path) -> Problem:
+    """The image `path` has the id of the image `first`."""
+    text = f"its id {image_id} is that of {first}, read before; rename it, or leave it out of one list"
+    return Problem("duplicate id", path, None, text)
+
+
+def log_problems(problems: Sequence[Problem]) -> None:
+    """Warn of each kind once, with its number and the first of its kind."""
+    for (kind, outcome), count in Counter((p.kind, p.outcome) for p in problems).items():
+        first = next(p for p in problems if p.kind == kind and p.outcome == outcome)
+        log.warning("%s: %d %s; the first: %s", kind, count, outcome, first)

@@ -1,0 +1,69 @@
+"""One image with its objects: what the readers of all formats give, and all that the rest of the package sees."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from fastrcnn.config import DataConfig
+from fastrcnn.errors import FastRCNNError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRecord:
+    """One image with its G objects."""
+
+    id: str  # file name without suffix, as in VOC's lists
+    path: Path
+    width: int  # image pixels, upright
+    height: int
+    boxes: np.ndarray  # float32 [G, 4], image pixels, half open
+    classes: np.ndarray  # int64 [G], in 1..K-1
+    difficult: np.ndarray  # bool [G]
+    annotation: Path | None  # the file that its objects are from; None for an image without one
+
+
+Object = tuple[np.ndarray, int, bool]  # box [4] (image pixels, half open), class, difficult
+
+
+def make_record(
+    image_id: str, path: Path, width: int, height: int, objects: Iterable[Object], annotation: Path | None
+) -> ImageRecord:
+    """The record of one image from its objects, one after another."""
+    objects = list(objects)
+    boxes = np.array([box for box, _, _ in objects], np.float32).reshape(-1, 4)
+    classes = np.array([number for _, number, _ in objects], np.int64)
+    difficult = np.array([flag for _, _, flag in objects], bool)
+    return ImageRecord(image_id, path, width, height, boxes, classes, difficult, annotation)
+
+
+def plain(name: str) -> str:
+    """A class name as it is compared: without case and surrounding space."""
+    return name.strip().lower()
+
+
+def class_index(classes: Sequence[str]) -> dict[str, int]:
+    """Number of each class, 1..K-1, under its plain name."""
+    return {plain(name): number for number, name in enumerate(classes, start=1)}
+
+
+def for_training(records: Sequence[ImageRecord], data: DataConfig) -> list[ImageRecord]:
+    """The records without what drop_difficult and drop_empty leave out; evaluation needs all.
+
+    Raises FastRCNNError when nothing is left.
+    """
+    kept = list(records)
+    if data.drop_difficult:
+        kept = [_without_difficult(r) if r.difficult.any() else r for r in kept]
+    if data.drop_empty:
+        kept = [r for r in kept if len(r.boxes)]
+    if not kept:
+        raise FastRCNNError("data.train: holds no images with objects to train on; check classes, or data.drop_empty")
+    return kept
+
+
+def _without_difficult(record: ImageRecord) -> ImageRecord:
+    keep = ~record.difficult
+    kept = {name: getattr(record, name)[keep] for name in ("boxes", "classes", "difficult")}
+    return replace(record, **kept)

@@ -13,6 +13,7 @@ from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config, DataConfig, DataSetConfig, ProposalsConfig
 from fastrcnn.data.checks import check, files_in_both, quick_findings
+from fastrcnn.data.image_set import ImageSet
 from fastrcnn.proposals.foreign import StoredProposals
 from fastrcnn.proposals.stored import write_stored
 
@@ -229,7 +230,7 @@ def test_images_without_foreground_proposals_are_remarks(good):
 def test_quick_findings_name_classes_without_objects(tmp_path):
     boxes = np.zeros((1, 4), np.float32), np.array([2]), np.array([False])
     record = ImageRecord("a", tmp_path / "a.jpg", 9, 9, *boxes, None)
-    findings = quick_findings("train", [record], {}, ["cat", "dog", "emu"])
+    findings = quick_findings("train", ImageSet([record], {}), ["cat", "dog", "emu"])
     assert [(str(p.file), "'cat'" in p.text, "'emu'" in p.text) for p in findings] == [
         ("data.train", True, False),
         ("data.train", False, True),

@@ -378,11 +378,12 @@ def test_training_refuses_proposals_made_from_images_of_another_size(tree, shape
 
     from fastrcnn.data.image_set import open_data
 
-    records, proposals = open_data(tree_config(tree).data.train, tree_config(tree))
+    images = open_data(tree_config(tree).data.train, tree_config(tree))
+    records = images.records
     sizes = [[r.width, r.height] for r in records]
     sizes[2] = [sizes[2][0] // 2, sizes[2][1] // 2]
     path = tmp_path / "own.safetensors"
-    write_stored(path, stored([r.id for r in records], [proposals[r.id] for r in records], sizes))
+    write_stored(path, stored(images.ids, [boxes for _, boxes in images], sizes))
     tree["data"]["train"][0]["proposals"] = str(path)
     with pytest.raises(FastRCNNError, match=f"own.safetensors: image {records[2].id}: proposals were made from"):
         train(tree_config(tree))

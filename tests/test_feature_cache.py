@@ -8,7 +8,7 @@ from test_loop import config_of, same_weights
 from tqdm import tqdm
 
 from fastrcnn import config as configs
-from fastrcnn.data.image_set import open_data
+from fastrcnn.data.image_set import ImageSet, open_data
 from fastrcnn.data.loader import BatchDataset
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import read_tensors, write_tensors
@@ -27,10 +27,10 @@ def cached(tree, tmp_path):
 
 def cache_of(tree):
     config = configs.from_dict(tree)
-    records, proposals = open_data(config.data.train, config, training=True)
+    images = open_data(config.data.train, config).for_training(config.data)
     model = build(config).train()
     initialise(model, config)
-    return records, proposals, config, model, FeatureCache(records, config, model)
+    return images, config, model, FeatureCache(images.records, config, model)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -51,12 +51,13 @@ def test_vgg16_from_the_cache_is_the_same_bit_for_bit(cached):
     """conv1_1 to conv4_3 frozen, bfloat16; what is stored is what the layers give, in their layout."""
     cached |= {"precision": "bfloat16", "model": {"backbone": "vgg16", "weights": "", "freeze_up_to": "conv4_3"}}
     cached["model"]["fc_width"] = 8
-    records, proposals, config, model, cache = cache_of(cached)
-    cache.records, cache.digests = records[:1], cache.digests[:1]
+    images, config, model, cache = cache_of(cached)
+    cache.records, cache.digests = images.records[:1], cache.digests[:1]
     cache.make(model, CPU, ())
     pixels = model.normalisation
-    plain = BatchDataset(records[:1], proposals, config, pixels.mean, pixels.std)
-    stored = BatchDataset(records[:1], proposals, config, pixels.mean, pixels.std, cache)
+    one = ImageSet(images.records[:1], images.proposals)
+    plain = BatchDataset(one, config, pixels.mean, pixels.std)
+    stored = BatchDataset(one, config, pixels.mean, pixels.std, cache)
     for image, maps in zip(plain[0].images, stored[0].maps, strict=True):
         assert maps.dtype == torch.bfloat16 and maps.permute(1, 2, 0).is_contiguous()
         assert torch.equal(maps, model.frozen_features(image))

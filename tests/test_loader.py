@@ -16,18 +16,18 @@ NORMALISATION = (120.0, 110.0, 100.0), (50.0, 50.0, 50.0)
 @pytest.fixture
 def dataset(tree):
     config = configs.from_dict(tree)
-    return BatchDataset(*open_data(config.data.train, config, training=True), config, *NORMALISATION)
+    return BatchDataset(open_data(config.data.train, config).for_training(config.data), config, *NORMALISATION)
 
 
 def test_a_batch_is_what_its_plan_says(dataset):
     config = dataset.config
     for iteration in range(4):
         batch = dataset[iteration]
-        plans = plan_batch(config.seed, iteration, len(dataset.records), config.image, 2)
-        assert batch.ids == [dataset.records[p.index].id for p in plans]
+        plans = plan_batch(config.seed, iteration, len(dataset.images.records), config.image, 2)
+        assert batch.ids == [dataset.images.records[p.index].id for p in plans]
         assert len(batch.labels) == len(batch.bbox_targets) == sum(map(len, batch.rois))
         for plan, image, scale in zip(plans, batch.images, batch.scales, strict=True):
-            record = dataset.records[plan.index]
+            record = dataset.images.records[plan.index]
             assert scale == 96 / min(record.width, record.height)
             assert image.shape == (3, round(record.height * scale), round(record.width * scale))
 
@@ -40,13 +40,13 @@ def test_boxes_move_with_a_flipped_image(dataset):
         batch = dataset[iteration]
         start = 0
         for plan, rois, image, scale in zip(
-            plan_batch(config.seed, iteration, len(dataset.records), config.image, 2),
+            plan_batch(config.seed, iteration, len(dataset.images.records), config.image, 2),
             batch.rois,
             batch.images,
             batch.scales,
             strict=True,
         ):
-            record = dataset.records[plan.index]
+            record = dataset.images.records[plan.index]
             labels = batch.labels[start : start + len(rois)]
             start += len(rois)
             upright = box_ops.flip(rois, record.width) if plan.flip else rois
@@ -72,7 +72,7 @@ def test_workers_change_no_batch(dataset):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_is_gone_is_named_without_a_worker_s_traceback(dataset, tmp_path, workers):
-    gone = dataset.records[0].__class__(**{**vars(dataset.records[0]), "path": tmp_path / "gone.jpg"})
-    dataset.records = [gone]
+    gone = dataset.images.records[0].__class__(**{**vars(dataset.images.records[0]), "path": tmp_path / "gone.jpg"})
+    dataset.images.records = [gone]
     with pytest.raises(FastRCNNError, match=r"^[^\n]*gone\.jpg[^\n]*$"):
         list(batches(dataset, 0, 1, workers, pin_memory=False))

@@ -36,7 +36,7 @@ def test_worked_example():
         "a": np.array([(0, 0, 10, 10), (100, 0, 110, 5), (100, 0, 110, 2)], np.int16),
         "b": np.array([(0, 0, 7, 10), (50, 50, 60, 60)], np.float32),
     }
-    recall = proposal_recall(proposals, records)
+    recall = proposal_recall((r, proposals[r.id]) for r in records)
     assert recall.thresholds == (0.5, 0.7)
     assert recall.overall().tolist() == [3 / 4, 2 / 4]
     np.testing.assert_array_equal(recall.by_class(4), [[np.nan] * 2, [1, 1], [1 / 2, 0], [np.nan] * 2])
@@ -46,8 +46,8 @@ def test_worked_example():
 def test_sizes_are_those_of_coco():
     """31 x 33 is below 32 x 32 in area, 32 x 32 is medium, 96 x 96 large."""
     sides = [(31, 33), (32, 32), (95, 96), (96, 96)]
-    records = [record("a", [(0, 0, w, h) for w, h in sides])]
-    recall = proposal_recall({"a": np.array([(0, 0, 32, 32), (0, 0, 96, 96)], np.float32)}, records, (0.99,))
+    objects = record("a", [(0, 0, w, h) for w, h in sides])
+    recall = proposal_recall([(objects, np.array([(0, 0, 32, 32), (0, 0, 96, 96)], np.float32))], (0.99,))
     assert {name: recall.of_size(name).tolist() for name in ("small", "medium", "large")} == {
         "small": [True, False, False, False],
         "medium": [False, True, True, False],
@@ -62,12 +62,10 @@ def test_sizes_are_those_of_coco():
 
 def test_images_without_objects_or_proposals():
     empty = np.empty((0, 4), np.float32)
-    recall = proposal_recall(
-        {"a": np.array([(0, 0, 5, 5)]), "b": empty}, [record("a", []), record("b", [(0, 0, 9, 9)])]
-    )
+    recall = proposal_recall([(record("a", []), np.array([(0, 0, 5, 5)])), (record("b", [(0, 0, 9, 9)]), empty)])
     assert recall.overall().tolist() == [0, 0]
-    assert np.isnan(proposal_recall({"a": empty}, [record("a", [])]).overall()).all()
-    assert np.isnan(proposal_recall({}, []).overall()).all()
+    assert np.isnan(proposal_recall([(record("a", []), empty)]).overall()).all()
+    assert np.isnan(proposal_recall([]).overall()).all()
 
 
 whole_boxes = st.lists(
@@ -81,8 +79,7 @@ whole_boxes = st.lists(
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(whole_boxes, whole_boxes), min_size=1, max_size=4))
 def test_equals_the_oracle(images):
-    records = [record(str(i), boxes) for i, (boxes, _) in enumerate(images)]
-    recall = proposal_recall({str(i): rows for i, (_, rows) in enumerate(images)}, records)
+    recall = proposal_recall((record("a", boxes), rows) for boxes, rows in images)
     objects = sum(len(boxes) for boxes, _ in images)
     for threshold, value in zip(recall.thresholds, recall.overall(), strict=True):
         found = sum(recall_oracle(rows, boxes, threshold) for boxes, rows in images)

@@ -229,7 +229,7 @@ def test_ap_table():
 
 
 def test_recall_table():
-    recall = proposal_recall({"a": np.array([BOX]), "b": np.array([FAR]), "c": np.array([FAR])}, RECORDS)
+    recall = proposal_recall(zip(RECORDS, map(np.array, ([BOX], [FAR], [FAR])), strict=True))
     assert recall_table(recall, CLASSES).splitlines() == [
         "            objects  IoU 0.50  IoU 0.70",
         "dog               1     0.000     0.000",

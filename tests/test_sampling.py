@@ -9,6 +9,7 @@ from oracles import target_statistics as slow_statistics
 from fastrcnn import boxes as box_ops
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import ImageConfig, SamplingConfig
+from fastrcnn.data.image_set import ImageSet
 from fastrcnn.data.sampling import dropout_seed, plan_batch, sample_rois, target_statistics
 
 
@@ -113,10 +114,11 @@ def test_target_statistics_are_those_of_the_loop(flip):
         difficult = np.zeros(2, bool)
         records.append(ImageRecord(str(seed), None, 200, 200, gt.numpy(), classes.numpy(), difficult, None))
         images.append((200, boxes.tolist(), gt.tolist(), classes.tolist()))
+    proposals["empty"] = np.zeros((0, 4), np.float32)
     records.append(
         ImageRecord("empty", None, 9, 9, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), difficult, None)
     )
-    found = target_statistics(records, proposals, 6, 0.5, flip)
+    found = target_statistics(ImageSet(records, proposals), 6, 0.5, flip)
     mean, std = slow_statistics(images, 6, 0.5, flip)
     assert torch.allclose(found.mean, torch.tensor(mean), atol=1e-5)
     assert torch.allclose(found.std, torch.tensor(std).clamp(min=0.01), atol=1e-5)
@@ -125,6 +127,6 @@ def test_target_statistics_are_those_of_the_loop(flip):
 def test_a_class_with_one_roi_has_a_std_to_divide_by():
     gt = np.array([[10, 10, 50, 50]], np.float32)
     record = ImageRecord("a", None, 100, 100, gt, np.array([1]), np.zeros(1, bool), None)
-    found = target_statistics([record], {"a": np.zeros((0, 4), np.float32)}, 3, 0.5, flip=False)
+    found = target_statistics(ImageSet([record], {"a": np.zeros((0, 4), np.float32)}), 3, 0.5, flip=False)
     assert found.std[1].tolist() == pytest.approx([0.01] * 4)
     assert found.std[2].tolist() == [1] * 4

@@ -47,7 +47,7 @@ def main() -> None:
             make_proposals([r for records in sets.values() for r in records], path, config.proposals, args.processes)
         for name, records in sets.items():
             proposals = open_proposals(path, records, config.proposals)
-            recall = proposal_recall(proposals, records)
+            recall = proposal_recall((record, proposals[record.id]) for record in records)
             count = sum(len(proposals[record.id]) for record in records)
             at = ", ".join(f"{r:.3f} at IoU {t:g}" for t, r in zip(recall.thresholds, recall.overall(), strict=True))
             print(

@@ -2,7 +2,7 @@
 
 import logging
 from collections import ChainMap, Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from fastrcnn.annotations.problems import Problem, duplicate_id_problem
 from fastrcnn.annotations.read import image_paths, read_data_set
 from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.config import Config, DataSetConfig
+from fastrcnn.data.image_set import ImageSet
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import file_digest
 from fastrcnn.images import FORMATS, orientation, read_image
@@ -92,29 +93,27 @@ def check(config: Config, processes: int | None = None) -> Report:
             findings += _other_pictures(proposals, known, pixels)
             if all(p.kind == "proposals missing" for p in problems):
                 log.info("measuring how many objects %s covers", proposals.path)
-                recall = proposal_recall(proposals, known)
+                recall = proposal_recall(ImageSet(known, proposals))
                 findings += _without_foreground(known, proposals, recall, config.sampling.foreground_iou)
         name = f"{part} {dataset.root} {dataset.split}".strip()
         checked.append(CheckedSet(part, name, records, recall))
-    for part, proposals in usable.items():
+    for part, stores in usable.items():
         records = [record for checked_set in checked if checked_set.part == part for record in checked_set.records]
-        findings += quick_findings(part, records, ChainMap(*proposals), config.classes)
+        findings += quick_findings(part, ImageSet(records, ChainMap(*stores)), config.classes)
     return Report(config.classes, checked, list(dict.fromkeys(findings)))
 
 
-def quick_findings(
-    part: str, records: Sequence[ImageRecord], proposals: Mapping[str, np.ndarray], classes: list[str]
-) -> list[Problem]:
+def quick_findings(part: str, images: ImageSet, classes: list[str]) -> list[Problem]:
     """Remarks on all records of a part (train or test) without opening a file: what will give little."""
     found = []
-    for record in records:
+    for record in images.records:
         if len(record.boxes) == 0 and record.annotation is not None:
             text = "has no objects of these classes; data.drop_empty: true leaves such images out of training"
             found.append(Problem("no objects", record.annotation, None, text, "noted"))
-        if record.id in proposals and len(proposals[record.id]) == 0:
+        if record.id in images.proposals and len(images.proposals[record.id]) == 0:
             text = "has 0 proposals: it trains on its objects alone, and nothing in it can be found"
             found.append(Problem("no proposals", record.path, None, text, "noted"))
-    present = {int(number) for record in records for number in record.classes}
+    present = {int(number) for record in images.records for number in record.classes}
     for number, name in enumerate(classes, start=1):
         if number not in present:
             text = f"holds no object of class {name!r}; check how the XML files spell it, or leave it out of classes"
@@ -254,7 +253,7 @@ def _without_foreground(
         if len(record.boxes) == 0 or recall.best_iou[start:end].max(initial=0) >= foreground_iou:
             continue
         with_difficult = replace(record, difficult=np.zeros_like(record.difficult))
-        highest = proposal_recall(proposals, [with_difficult]).best_iou.max()
+        highest = proposal_recall([(with_difficult, proposals[record.id])]).best_iou.max()
         if highest < foreground_iou:
             text = f"no proposal has IoU {foreground_iou:g} with any of its objects (at most {highest:.3f})"
             hint = "; foreground comes from the objects alone, and nothing in it can be found"

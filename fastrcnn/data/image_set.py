@@ -1,7 +1,8 @@
 """A run's data: the images of its data sets, joined, each with its proposals."""
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,42 @@ import numpy as np
 from fastrcnn.annotations.problems import Problem, duplicate_id_problem
 from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.annotations.records import ImageRecord, for_training
-from fastrcnn.config import Config, DataSetConfig
+from fastrcnn.config import Config, DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals.stored import open_proposals
 
 
-def open_data(
-    datasets: list[DataSetConfig], config: Config, training: bool = False, problems: list[Problem] | None = None
-) -> tuple[list[ImageRecord], Mapping[str, np.ndarray]]:
-    """Read all annotations and open all proposals (image id -> float32 [P, 4], image pixels).
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with their proposals: a sequence of (record, proposals), proposals float32 [P, 4] in image pixels.
 
-    `training` leaves out what drop_difficult and drop_empty say; `problems` takes what was clipped, skipped or ignored.
+    Proposals are looked up only when an image is asked for: those of a stored file stay on the disk until then.
+    """
+
+    records: Sequence[ImageRecord]
+    proposals: Mapping[str, np.ndarray]  # by image id; may hold more images than `records`
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[ImageRecord, np.ndarray]:
+        record = self.records[index]
+        return record, self.proposals[record.id]
+
+    def __iter__(self) -> Iterator[tuple[ImageRecord, np.ndarray]]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def ids(self) -> list[str]:
+        return [record.id for record in self.records]
+
+    def for_training(self, data: DataConfig) -> "ImageSet":
+        """The set without what drop_difficult and drop_empty leave out. Raises FastRCNNError when nothing is left."""
+        return ImageSet(for_training(self.records, data), self.proposals)
+
+
+def open_data(datasets: Sequence[DataSetConfig], config: Config, problems: list[Problem] | None = None) -> ImageSet:
+    """Read all annotations and open all proposals; `problems` takes what was clipped, skipped, ignored or noted.
 
     Raises FastRCNNError for what read_data_sets and open_proposals refuse, and for an image in two of the sets.
     """
@@ -37,5 +63,4 @@ def open_data(
                 "make it with tools/proposals.py"
             )
         stores.append(open_proposals(Path(dataset.proposals), new, config.proposals))
-    joined = list(records.values())
-    return for_training(joined, config.data) if training else joined, ChainMap(*stores)
+    return ImageSet(list(records.values()), ChainMap(*stores))

@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import cv2
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from fastrcnn import boxes as box_ops
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config
+from fastrcnn.data.image_set import ImageSet
 from fastrcnn.data.sampling import PlannedImage, plan_batch, sample_rois
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import image_scale, prepare_image, read_image
@@ -51,15 +52,14 @@ class BatchDataset(Dataset):
 
     def __init__(
         self,
-        records: list[ImageRecord],
-        proposals: Mapping[str, np.ndarray],
+        images: ImageSet,
         config: Config,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         frozen_features: Callable[[PlannedImage], Tensor] | None = None,
     ):
         """`frozen_features` gives batches maps in place of images: see train/feature_cache.py."""
-        self.records, self.proposals, self.config = records, proposals, config
+        self.images, self.config = images, config
         self.mean, self.std, self.frozen_features = mean, std, frozen_features
 
     def __getitem__(self, iteration: int) -> Batch | FastRCNNError:
@@ -70,24 +70,24 @@ class BatchDataset(Dataset):
 
     def _batch(self, iteration: int) -> Batch:
         config, image_config = self.config, self.config.image
-        planned = plan_batch(config.seed, iteration, len(self.records), image_config, config.sampling.images_per_batch)
+        planned = plan_batch(config.seed, iteration, len(self.images), image_config, config.sampling.images_per_batch)
         images, maps, scales, drawn = [], [], [], []
         for plan in planned:
-            record = self.records[plan.index]
+            record, proposals = self.images[plan.index]
             scale = image_scale(record.width, record.height, plan.short_side, image_config.train_long_side)
             if self.frozen_features:
                 maps.append(self.frozen_features(plan))
             else:
                 images.append(self._image(record, scale, plan.flip))
             scales.append(scale)
-            proposals, gt_boxes = (torch.from_numpy(b) for b in (self.proposals[record.id], record.boxes))
+            rois, gt_boxes = (torch.from_numpy(b) for b in (proposals, record.boxes))
             if plan.flip:
-                proposals, gt_boxes = (box_ops.flip(b, record.width) for b in (proposals, gt_boxes))
+                rois, gt_boxes = (box_ops.flip(b, record.width) for b in (rois, gt_boxes))
             rng = np.random.default_rng(plan.roi_seed)
-            drawn.append(sample_rois(proposals, gt_boxes, torch.from_numpy(record.classes), config.sampling, rng))
+            drawn.append(sample_rois(rois, gt_boxes, torch.from_numpy(record.classes), config.sampling, rng))
         return Batch(
             iteration,
-            [self.records[plan.index].id for plan in planned],
+            [self.images.records[plan.index].id for plan in planned],
             images,
             maps,
             scales,

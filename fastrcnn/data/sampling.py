@@ -4,7 +4,6 @@ The batch of iteration i is a pure function of (seed, i). Nothing here keeps sta
 the number of loader processes changes no batch.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastrcnn import boxes as box_ops
-from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import ImageConfig, SamplingConfig
+from fastrcnn.data.image_set import ImageSet
 
 # What a random number is for; keeps the streams of one seed apart.
 EPOCH_ORDER, ROIS, DROPOUT = 0, 1, 2
@@ -110,9 +109,7 @@ def _choose(candidates: Tensor, wanted: int, rng: np.random.Generator) -> Tensor
 MIN_STD = 0.01  # ours: a class with one foreground RoI has std 0, which would divide its targets by nothing
 
 
-def target_statistics(
-    records: list[ImageRecord], proposals: Mapping[str, np.ndarray], num_classes: int, foreground_iou: float, flip: bool
-) -> TargetStatistics:
+def target_statistics(images: ImageSet, num_classes: int, foreground_iou: float, flip: bool) -> TargetStatistics:
     """Statistics over all RoIs with IoU >= foreground_iou, objects and flipped images included.
 
     As add_bbox_regression_targets in fast-rcnn lib/roi_data_layer/roidb.py: population variance E[x^2] - E[x]^2 per
@@ -121,11 +118,11 @@ def target_statistics(
     count = torch.zeros(num_classes, 1, dtype=torch.float64)
     total = torch.zeros(num_classes, 4, dtype=torch.float64)
     squares = torch.zeros(num_classes, 4, dtype=torch.float64)
-    for record in tqdm(records, desc="target statistics", unit="image", leave=False, mininterval=1):
+    for record, proposals in tqdm(images, desc="target statistics", unit="image", leave=False, mininterval=1):
         if not len(record.boxes):
             continue
         gt_boxes, gt_classes = torch.from_numpy(record.boxes), torch.from_numpy(record.classes)
-        rois = torch.cat((gt_boxes, torch.from_numpy(proposals[record.id])))
+        rois = torch.cat((gt_boxes, torch.from_numpy(proposals)))
         overlap, nearest = box_ops.iou(rois, gt_boxes).max(dim=1)
         foreground = overlap >= foreground_iou
         targets = box_ops.encode(rois[foreground], gt_boxes[nearest[foreground]]).double()

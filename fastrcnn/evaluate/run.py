@@ -15,7 +15,7 @@ from fastrcnn import config as configs
 from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.config import Config
-from fastrcnn.data.image_set import open_data
+from fastrcnn.data.image_set import ImageSet, open_data
 from fastrcnn.detect.detector import Detector
 from fastrcnn.device import choose_device
 from fastrcnn.errors import FastRCNNError
@@ -49,7 +49,7 @@ def evaluate_weights(config: Config, weights: str | Path, folder: str | Path, wi
     """
     folder = Path(folder)
     with lock(folder / ".lock", "the results folder"):
-        records, proposals = open_data(config.data.test, config)
+        images = open_data(config.data.test, config)
         model, trained = load_model(weights, config.precision)
         if list(class_index(trained.classes)) != list(class_index(config.classes)):
             raise FastRCNNError(
@@ -57,10 +57,10 @@ def evaluate_weights(config: Config, weights: str | Path, folder: str | Path, wi
                 f"{', '.join(config.classes)}. Evaluate with the configuration of the training run"
             )
         detector = Detector(model, config, choose_device(config.device))
-        key = _key(config, Path(weights), records, proposals)
-        detections = _detect_all(detector, records, proposals, folder / PARTIAL, key)
+        key = _key(config, Path(weights), images)
+        detections = _detect_all(detector, images, folder / PARTIAL, key)
         report.write_detections(folder / DETECTIONS, config.classes, detections)
-        evaluation = _score(config, detections, config.classes, records, folder, with_coco)
+        evaluation = _score(config, detections, config.classes, images.records, folder, with_coco)
         (folder / PARTIAL).unlink()
         return evaluation
 
@@ -107,8 +107,7 @@ def _number(value: float) -> float | None:
 
 def _detect_all(
     detector: Detector,
-    records: list[ImageRecord],
-    proposals: Mapping[str, np.ndarray],
+    images: ImageSet,
     partial: Path,
     key: dict[str, Any],
 ) -> dict[str, ImageDetections]:
@@ -116,22 +115,22 @@ def _detect_all(
     same key are taken over, others are of another evaluation and are dropped."""
     done = _read_partial(partial, key)
     if done:
-        log.info("%s: %d of %d images are done already", partial, len(done), len(records))
+        log.info("%s: %d of %d images are done already", partial, len(done), len(images))
     lines = [json.dumps(key), *(json.dumps(_columns(image_id, found)) for image_id, found in done.items())]
     with atomic_write(partial) as file:
         file.write("".join(line + "\n" for line in lines).encode())
     try:
         with partial.open("a") as file:
-            for record in tqdm(records, "evaluating", unit="image", mininterval=1, dynamic_ncols=True):
+            for record, proposals in tqdm(images, "evaluating", unit="image", mininterval=1, dynamic_ncols=True):
                 if record.id in done:
                     continue
-                found = detector.detect(record.path, proposals[record.id], record.id)
+                found = detector.detect(record.path, proposals, record.id)
                 done[record.id] = ImageDetections(found.boxes, found.classes, found.scores)
                 file.write(json.dumps(_columns(record.id, found)) + "\n")
                 file.flush()
     except OSError as e:
         raise FastRCNNError(f"{partial}: cannot be written: {e.strerror}; free space and start again") from None
-    return {record.id: done[record.id] for record in records}
+    return {image_id: done[image_id] for image_id in images.ids}
 
 
 def _columns(image_id: str, found: report.SupportsDetections) -> dict[str, Any]:
@@ -160,15 +159,13 @@ def _read_partial(path: Path, key: dict[str, Any]) -> dict[str, ImageDetections]
     return done
 
 
-def _key(
-    config: Config, weights: Path, records: list[ImageRecord], proposals: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+def _key(config: Config, weights: Path, images: ImageSet) -> dict[str, Any]:
     """All that detections depend on: the weights' bytes, the settings of detection, and the images with their
     proposals."""
     tree = configs.to_dict(config)
-    images = hashlib.blake2b(digest_size=16)
-    for record in records:
-        images.update(f"{record.id} {record.path} {record.width} {record.height}\n".encode())
-        images.update(np.ascontiguousarray(proposals[record.id]).tobytes())
+    digest = hashlib.blake2b(digest_size=16)
+    for record, proposals in images:
+        digest.update(f"{record.id} {record.path} {record.width} {record.height}\n".encode())
+        digest.update(np.ascontiguousarray(proposals).tobytes())
     settings = {name: tree[name] for name in ("image", "proposals", "test", "precision", "classes")}
-    return {"weights": file_digest(weights).hex(), "images": images.hexdigest(), **settings}
+    return {"weights": file_digest(weights).hex(), "images": digest.hexdigest(), **settings}

@@ -1,14 +1,13 @@
 """How many objects the proposals cover: the ceil above every detector that uses them.
 
 An object is covered at a threshold when one proposal has that IoU with it. Difficult objects are left out, as in
-average precision; how many there are is told apart.
+average precision; how many there are is reported apart.
 
 Shapes: G objects, P proposals, K classes with background, T thresholds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,12 +18,6 @@ from fastrcnn.boxes import area, iou
 
 # Areas in square image pixels: the bounds of COCO's small, medium and large objects (pycocotools, Params.areaRng).
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}
-
-
-class SupportsProposals(Protocol):
-    """A dictionary of arrays, or fastrcnn.proposals.stored.Proposals."""
-
-    def __getitem__(self, image_id: str) -> NDArray: ...
 
 
 @dataclass(frozen=True)
@@ -60,21 +53,17 @@ class Recall:
         return np.array([(self.best_iou[chosen] >= threshold).mean() for threshold in self.thresholds])
 
 
-def proposal_recall(
-    proposals: SupportsProposals, records: Sequence[ImageRecord], thresholds: Sequence[float] = (0.5, 0.7)
-) -> Recall:
-    """Recall of the objects of `records` by proposals[image id] -> [P, 4] (image pixels, half open).
-
-    Raises whatever `proposals` raises for an image that it does not have.
-    """
+def proposal_recall(images: Iterable[tuple[ImageRecord, NDArray]], thresholds: Sequence[float] = (0.5, 0.7)) -> Recall:
+    """Recall of the objects of each record by its proposals [P, 4] (image pixels, half open)."""
     best, classes, areas = [np.empty(0)], [np.empty(0, dtype=np.int64)], [np.empty(0)]
-    for record in records:
+    difficult = 0
+    for record, proposals in images:
         kept = ~record.difficult
         # float64: whole pixels then give the exact quotient's nearest number, and IoU 0.5 is 0.5
         objects = torch.from_numpy(record.boxes[kept].astype(np.float64))
-        rows = torch.from_numpy(np.asarray(proposals[record.id], dtype=np.float64))
+        rows = torch.from_numpy(np.asarray(proposals, dtype=np.float64))
         best.append(iou(rows, objects).amax(dim=0).numpy() if len(rows) else np.zeros(len(objects)))
         classes.append(record.classes[kept])
         areas.append(area(objects).numpy())
-    difficult = sum(int(record.difficult.sum()) for record in records)
+        difficult += int(record.difficult.sum())
     return Recall(tuple(thresholds), np.concatenate(best), np.concatenate(classes), np.concatenate(areas), difficult)

@@ -6,7 +6,6 @@ A batch and a dropout mask follow from (seed, iteration), so there are no random
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fastrcnn import config as configs
-from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
+from fastrcnn.data.image_set import ImageSet
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import read_tensors, remove_leftovers, write_tensors
 from fastrcnn.model.backbones import Normalisation
@@ -46,13 +45,13 @@ class Checkpoint:
     normalisation: Normalisation
 
 
-def data_digest(records: list[ImageRecord], proposals: Mapping[str, np.ndarray]) -> str:
+def data_digest(images: ImageSet) -> str:
     """A digest of all that training reads from its data set but the pixels: ids, sizes, boxes, classes, proposals."""
     digest = hashlib.blake2b(digest_size=16)
-    for record in records:
+    for record, proposals in images:
         digest.update(f"{record.id} {record.width} {record.height} {len(record.boxes)}\n".encode())
         digest.update(record.boxes.tobytes() + record.classes.tobytes())
-        digest.update(np.ascontiguousarray(proposals[record.id]).tobytes())
+        digest.update(np.ascontiguousarray(proposals).tobytes())
     return digest.hexdigest()
 
 

@@ -52,20 +52,18 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
     problems: list[Problem] = []
     with lock(folder / ".lock", "the run"), _log_file(folder), _mended_boxes_listed(problems), _stop_signals() as stop:
         _refuse_other_run(folder, resume)
-        records, proposals = open_data(config.data.train, config, training=True, problems=problems)
-        log_problems(quick_findings("train", records, proposals, config.classes))
+        images = open_data(config.data.train, config, problems).for_training(config.data)
+        log_problems(quick_findings("train", images, config.classes))
         with contextlib.suppress(FastRCNNError):  # the test sets need not be there yet
             log_problems(files_in_both(config))
-        digest = data_digest(records, proposals)
+        digest = data_digest(images)
         checkpoint = load_latest(folder, config, digest) if resume else None
 
         device = choose_device(config.device)
         model = build(config)
         if checkpoint is None:
             has_fc = initialise(model, config)
-            statistics = target_statistics(
-                records, proposals, model.num_classes, config.sampling.foreground_iou, config.image.flip
-            )
+            statistics = target_statistics(images, model.num_classes, config.sampling.foreground_iou, config.image.flip)
             unfold_statistics(model, statistics)
         else:
             model.normalisation, statistics = checkpoint.normalisation, checkpoint.statistics
@@ -74,11 +72,11 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
         if checkpoint is not None:
             restore(checkpoint, model, optimizer)
             log.info("going on from iteration %d", checkpoint.iteration)
-        cache = FeatureCache(records, config, model) if config.cache_features else None
+        cache = FeatureCache(images.records, config, model) if config.cache_features else None
         if cache:
             cache.make(model, device, stop)
         pixels = model.normalisation
-        dataset = BatchDataset(records, proposals, config, pixels.mean, pixels.std, cache)
+        dataset = BatchDataset(images, config, pixels.mean, pixels.std, cache)
         if checkpoint is None and not has_fc:
             _start_fully_connected(model, dataset, device)
         first = checkpoint.iteration if checkpoint else 0
@@ -86,7 +84,7 @@ def train(config: Config, resume: bool = False, evaluate: Callable[[Path], float
         if first > last:
             raise FastRCNNError(f"{folder}: has {first} iterations already; solver.max_iterations is only {last}")
         log.info(
-            "%d images, %d classes, iterations %d to %d, on %s", len(records), len(config.classes), first, last, device
+            "%d images, %d classes, iterations %d to %d, on %s", len(images), len(config.classes), first, last, device
         )
 
         configs.save(config, folder / "config.yaml")  # from here on it is a run: what was wrong before leaves none

@@ -12,6 +12,7 @@ from fastrcnn import config as configs
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
+from fastrcnn.data.image_set import ImageSet
 from fastrcnn.data.loader import Batch, BatchDataset
 from fastrcnn.data.shapes import draw_image
 from fastrcnn.images import image_scale, prepare_image, read_image
@@ -125,7 +126,9 @@ class Training:
         classes = self.model.num_classes
         self.statistics = TargetStatistics(torch.zeros(classes, 4), torch.ones(classes, 4))
         pixels = self.model.normalisation
-        self.dataset = BatchDataset(self.records, {"1": proposals, "2": proposals}, config, pixels.mean, pixels.std)
+        self.dataset = BatchDataset(
+            ImageSet(self.records, {"1": proposals, "2": proposals}), config, pixels.mean, pixels.std
+        )
 
     def batch(self, iteration: int) -> Batch:
         return self.dataset[iteration]

@@ -1,24 +1,25 @@
 """Half-open boxes (x1, y1, x2, y2) in image pixels, 0-based: width = x2 - x1, no +1 anywhere.
 
 A VOC box (1-based, both ends included) becomes (xmin - 1, ymin - 1, xmax, ymax). All functions take and return torch
-tensors and keep their dtype; leading dimensions are free unless a shape is given.
+tensors and keep their dtype.
 
-Shapes: R RoIs, G ground-truth boxes, K classes with background.
+Shapes: R RoIs, G ground-truth boxes, K classes with background, K4 = 4 * K, *n any leading dimensions.
 """
 
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
-def area(boxes: Tensor) -> Tensor:
-    """Areas in square pixels, [..., 4] -> [...]."""
+def area(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
+    """Areas in square pixels."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of every pair, [R, 4] and [G, 4] -> [R, G]; empty boxes overlap nothing."""
+def iou(a: Float[Tensor, "R 4"], b: Float[Tensor, "G 4"]) -> Float[Tensor, "R G"]:
+    """Intersection over union of every pair; empty boxes overlap nothing."""
     top_left = torch.maximum(a[:, None, :2], b[None, :, :2])
     bottom_right = torch.minimum(a[:, None, 2:], b[None, :, 2:])
     intersection = (bottom_right - top_left).clamp(min=0).prod(dim=2)
@@ -26,8 +27,8 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(intersection > 0, intersection / union, torch.zeros_like(union))
 
 
-def encode(proposals: Tensor, targets: Tensor) -> Tensor:
-    """Regression targets (dx, dy, dw, dh) that move each proposal onto its target, [..., 4] -> [..., 4].
+def encode(proposals: Float[Tensor, "*n 4"], targets: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
+    """Regression targets (dx, dy, dw, dh) that move each proposal onto its target.
 
     Shifts of the centre are relative to the proposal's size, changes of size are logarithms (R-CNN, appendix C;
     fast-rcnn lib/roi_data_layer/roidb.py). Both boxes must have positive width and height.
@@ -39,8 +40,8 @@ def encode(proposals: Tensor, targets: Tensor) -> Tensor:
     return torch.cat(((target_centre - centre) / size, torch.log(target_size / size)), dim=-1)
 
 
-def decode(proposals: Tensor, deltas: Tensor) -> Tensor:
-    """The inverse of encode for every class: proposals [R, 4], deltas [R, 4 * K] -> boxes [R, K, 4].
+def decode(proposals: Float[Tensor, "R 4"], deltas: Float[Tensor, "R K4"]) -> Float[Tensor, "R K 4"]:
+    """The inverse of encode for every class: the boxes that the deltas (dx, dy, dw, dh) of K classes stand for.
 
     Nothing is clamped: a huge dw gives an infinite box, which clip makes the whole width of the image.
     """
@@ -51,30 +52,30 @@ def decode(proposals: Tensor, deltas: Tensor) -> Tensor:
     return torch.cat((centre - half, centre + half), dim=-1)
 
 
-def clip(boxes: Tensor, width: int, height: int) -> Tensor:
-    """Boxes cut to the image [0, width] x [0, height] (pixels), [..., 4] -> [..., 4]; some may become empty."""
+def clip(boxes: Float[Tensor, "*n 4"], width: int, height: int) -> Float[Tensor, "*n 4"]:
+    """Boxes cut to the image [0, width] x [0, height] (pixels); some may become empty."""
     limit = boxes.new_tensor([width, height, width, height])
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-def flip(boxes: Tensor, width: int) -> Tensor:
-    """Boxes of the image mirrored left to right, [..., 4] -> [..., 4]; width is the image's, in pixels."""
+def flip(boxes: Float[Tensor, "*n 4"], width: int) -> Float[Tensor, "*n 4"]:
+    """Boxes of the image mirrored left to right; width is the image's, in pixels."""
     x1, y1, x2, y2 = boxes.unbind(dim=-1)
     return torch.stack((width - x2, y1, width - x1, y2), dim=-1)
 
 
-def nonempty(boxes: Tensor) -> Tensor:
-    """Which boxes have positive width and height, [..., 4] -> bool [...]; False for NaN."""
+def nonempty(boxes: Float[Tensor, "*n 4"]) -> Bool[Tensor, "*n"]:
+    """Which boxes have positive width and height; False for NaN."""
     return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
 
 
 @dataclass(frozen=True)
 class TargetStatistics:
-    """Mean and std of the regression targets of each class, [K, 4] float32; the background's are 0 and 1."""
+    """Mean and std of the regression targets of each class; the background's are 0 and 1."""
 
-    mean: Tensor
-    std: Tensor
+    mean: Float[Tensor, "K 4"]
+    std: Float[Tensor, "K 4"]
 
-    def normalise(self, bbox_targets: Tensor, labels: Tensor) -> Tensor:
-        """Targets [R, 4] of RoIs with these labels [R], at zero mean and unit std per class."""
+    def normalise(self, bbox_targets: Float[Tensor, "R 4"], labels: Int64[Tensor, "R"]) -> Float[Tensor, "R 4"]:
+        """Targets of RoIs with these labels, at zero mean and unit std per class."""
         return (bbox_targets - self.mean[labels]) / self.std[labels]

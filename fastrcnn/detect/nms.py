@@ -2,6 +2,7 @@
 
 import math
 
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torchvision.ops import batched_nms
 
@@ -9,11 +10,15 @@ from fastrcnn.boxes import nonempty
 
 
 def select_detections(
-    scores: Tensor, boxes: Tensor, score_threshold: float, nms_iou: float, max_detections: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The detections of one image, best first: (boxes [D, 4] in image pixels, classes int64 [D], scores [D]).
+    scores: Float[Tensor, "R K"],
+    boxes: Float[Tensor, "R K 4"],
+    score_threshold: float,
+    nms_iou: float,
+    max_detections: int,
+) -> tuple[Float[Tensor, "D 4"], Int64[Tensor, "D"], Float[Tensor, "D"]]:
+    """The detections of one image, best first: boxes in image pixels, classes, scores.
 
-    scores [R, K] and boxes [R, K, 4] (image pixels, clipped) are those of every RoI and class; class 0, background, is
+    `scores` and `boxes` (image pixels, clipped) are those of every RoI and class; class 0, background, is
     never a detection, nor is an empty box. Kept are scores > `score_threshold`, then in each class, greedily by score,
     boxes whose IoU with every better one kept is < `nms_iou`, then the best `max_detections` over all classes
     (py-faster-rcnn, lib/fast_rcnn/test.py). Equal scores rank by RoI, then by class.

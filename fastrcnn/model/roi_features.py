@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torchvision.ops import roi_pool as torchvision_roi_pool
 
@@ -18,8 +19,8 @@ ROIS_PER_CHUNK = 512  # a chunk of 7x7x512 features is 51 MB in float32; larger 
 BINS_PER_GATHER = 2000  # 4 MB of 512 float32 channels: the maximum finds in cache what the gather before it left there
 
 
-def project(boxes: Tensor, scale: float) -> Tensor:
-    """Half-open boxes in image pixels -> RoIs in scaled pixels with both ends inside, float32 [R, 4] -> [R, 4].
+def project(boxes: Float32[Tensor, "R 4"], scale: float) -> Float32[Tensor, "R 4"]:
+    """Half-open boxes in image pixels -> RoIs in scaled pixels with both ends inside.
 
     `scale` is scaled pixels per image pixel. In float64 until the end, as fast-rcnn's lib/fast_rcnn/test.py: in
     float32, or with the 1 taken off after scaling, some ends round to another cell.
@@ -28,8 +29,8 @@ def project(boxes: Tensor, scale: float) -> Tensor:
     return (inclusive * scale).float()
 
 
-def roi_cells(rois: Tensor, spatial_scale: float) -> Tensor:
-    """First and last cells (x1, y1, x2, y2) of RoIs in scaled pixels, float32 [R, 4] -> int64 [R, 4], not yet clamped.
+def roi_cells(rois: Float32[Tensor, "R 4"], spatial_scale: float) -> Int64[Tensor, "R 4"]:
+    """First and last cells (x1, y1, x2, y2) of RoIs in scaled pixels, not yet clamped to the map.
 
     `spatial_scale` is cells per scaled pixel, 1 / 16 for VGG16. Rounds half away from zero as C's round does on the
     float32 product; torch.round would round half to even.
@@ -38,8 +39,10 @@ def roi_cells(rois: Tensor, spatial_scale: float) -> Tensor:
     return torch.copysign(torch.floor(product.abs() + 0.5), product).long()
 
 
-def bin_edges(first: Tensor, last: Tensor, pool_size: int, length: int) -> tuple[Tensor, Tensor]:
-    """Cells [start, end) of each bin along one axis of a map of `length` cells, int64 [R], [R] -> [R, P], [R, P].
+def bin_edges(
+    first: Int64[Tensor, "R"], last: Int64[Tensor, "R"], pool_size: int, length: int
+) -> tuple[Int64[Tensor, "R P"], Int64[Tensor, "R P"]]:
+    """Cells [start, end) of each bin along one axis of a map of `length` cells.
 
     Bins overlap when a RoI is not a multiple of P cells, and are empty off the map. The arithmetic is float32: at sizes
     57, 114 and 121 its rounding makes the last of 7 bins read one cell past the RoI, and so does the original.
@@ -51,8 +54,10 @@ def bin_edges(first: Tensor, last: Tensor, pool_size: int, length: int) -> tuple
     return start.clamp(0, length), end.clamp(0, length)
 
 
-def roi_pool(features: list[Tensor], rois: list[Tensor], pool_size: int, spatial_scale: float) -> Tensor:
-    """Differentiable pooling, for training: maps [C, h, w] and RoIs [R_i, 4] of each image -> [sum R_i, C, P, P].
+def roi_pool(
+    features: list[Float[Tensor, "C _ _"]], rois: list[Float[Tensor, "_ 4"]], pool_size: int, spatial_scale: float
+) -> Float[Tensor, "R C P P"]:
+    """Differentiable pooling, for training, of each image's RoIs from its map; R is the sum of all images' RoIs.
 
     RoIs are in scaled pixels, as `project` gives them; rows come in the order of the images, whose maps may differ in
     size. The result has the RoIs' dtype: bfloat16 maps are pooled, and their gradients added up, in float32.
@@ -64,8 +69,8 @@ def roi_pool(features: list[Tensor], rois: list[Tensor], pool_size: int, spatial
     return torch.cat(pooled)
 
 
-def unique_rois(cells: Tensor) -> tuple[Tensor, Tensor]:
-    """RoIs that share all four cells have the same features: int64 [R, 4] -> (representatives [U], inverse [R]).
+def unique_rois(cells: Int64[Tensor, "R 4"]) -> tuple[Int64[Tensor, "U"], Int64[Tensor, "R"]]:
+    """RoIs that share all four cells have the same features: (representatives, inverse).
 
     `cells[representatives][inverse]` equals `cells`. A representative is the first of its kind; they are ordered by
     their cells, so that neighbours share bins. fast-rcnn's DEDUP_BOXES hashes with another rounding and gives every
@@ -77,8 +82,8 @@ def unique_rois(cells: Tensor) -> tuple[Tensor, Tensor]:
     return first.scatter_reduce(0, inverse, rows, "amin"), inverse
 
 
-def bins_first(weight: Tensor, pool_size: int) -> Tensor:
-    """Columns of fc6 [out, C * P * P] put in the order of `pool_for_inference`'s rows: [out, P * P * C].
+def bins_first(weight: Float[Tensor, "out CPP"], pool_size: int) -> Float[Tensor, "out CPP"]:
+    """Columns of fc6, C * P * P of them, in the order of `pool_for_inference`'s rows: P * P * C.
 
     Done once when a detector is made: transposing each chunk of features would cost about as much as pooling it.
     """
@@ -88,8 +93,8 @@ def bins_first(weight: Tensor, pool_size: int) -> Tensor:
 
 @torch.no_grad()
 def pool_for_inference(
-    features: list[Tensor], rois: list[Tensor], pool_size: int, spatial_scale: float
-) -> Iterator[Tensor]:
+    features: list[Float[Tensor, "C _ _"]], rois: list[Float32[Tensor, "_ 4"]], pool_size: int, spatial_scale: float
+) -> Iterator[Float[Tensor, "_ PPC"]]:
     """The values of `roi_pool` without a gradient, chunk by chunk: yields [r, P * P * C], r <= ROIS_PER_CHUNK.
 
     Arguments as for `roi_pool`. Rows are bins first, channels last: multiply them by `bins_first(fc6.weight)`. They

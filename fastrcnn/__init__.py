@@ -31,3 +31,15 @@ def load(weights: "str | Path", device: str = "auto", precision: str | None = No
 
     model, config = load_model(weights, precision)
     return Detector(model, config, choose_device(device))
+
+
+def __getattr__(name: str) -> str:
+    """`__version__`, read from the installed package when it is asked for: the import would slow every start."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("fastrcnn")
+    except PackageNotFoundError:
+        return "0+clone"  # run from a clone that was not installed

@@ -19,7 +19,7 @@ from fastrcnn.data.shapes import CLASSES, make_shapes
 from fastrcnn.evaluate import run as testing
 
 REPO = Path(__file__).parent.parent
-TOOLS = ("proposals", "check_data", "train", "test", "compress", "detect", "bench", "demo")
+TOOLS = ("proposals", "check_data", "train", "test", "compress", "detect", "configs", "bench", "demo")
 
 
 def run(tool, *args, cwd, code=0):

@@ -5,18 +5,37 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+TOOLS = Path(__file__).resolve().parent
+CONFIGS = TOOLS.parent / "configs"  # in a clone and in the installed package
+by_command: str | None = None  # "train" when started as `fastrcnn train`, None as `python tools/train.py`
 
 
 def parser(description: str, config: bool = False, weights: str | None = None) -> argparse.ArgumentParser:
     """A parser. With `config`, it takes CONFIG first and `key=value` overrides last; `weights` is WEIGHTS' help."""
-    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    prog = f"fastrcnn {by_command}" if by_command else Path(sys.argv[0]).name
+    result = argparse.ArgumentParser(prog, None, description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if config:
-        result.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/demo.yaml")
+        result.add_argument(
+            "config", metavar="CONFIG", type=config_path, help="a YAML file, or one of configs/ by name: voc07.yaml"
+        )
     if weights:
         result.add_argument("weights", metavar="WEIGHTS", help=weights)
     if config:
         result.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="solver.max_iterations=100")
     return result
+
+
+def config_path(name: str) -> str:
+    """`name` where there is such a file; else the configuration of that name that comes with the package, if any."""
+    shipped = CONFIGS / name
+    return str(shipped) if not Path(name).exists() and shipped.is_file() else name
+
+
+def command(tool: str) -> str:
+    """How to start another tool, in the way this one was started."""
+    return f"fastrcnn {tool}" if by_command else f"python {Path(sys.argv[0]).with_name(tool + '.py')}"
 
 
 def run(main: Callable[[], int | None]) -> None:

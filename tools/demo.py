@@ -1,15 +1,17 @@
 """Fast R-CNN from nothing to detections in minutes: draws pictures, then runs the tools on them as a user would."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from _common import parser, run
+import _common
+from _common import CONFIGS, TOOLS, command, parser, run
 
-CONFIG, DATA, RUN = "configs/demo.yaml", Path("data/shapes"), Path("runs/demo")
+CONFIG, DATA, RUN = CONFIGS / "demo.yaml", Path("data/shapes"), Path("runs/demo")
 TRAIN, TEST, SEED = 300, 100, 1
 SHOWN = 12  # test pictures on the contact sheet
 LEAST_MAP = 0.80  # what this network reaches on pictures it has not seen; less means that something is broken
@@ -28,13 +30,13 @@ def main() -> None:
     make_shapes(DATA, TRAIN, TEST, SEED)
     shutil.rmtree(RUN, ignore_errors=True)  # the demo's own, made anew each time
     weights, compressed, found = RUN / "model.safetensors", RUN / "compressed.safetensors", RUN / "detections"
-    tool("proposals.py", CONFIG)
-    tool("train.py", CONFIG)
-    tool("test.py", CONFIG, weights)
-    tool("compress.py", weights, compressed, "--fc6", 64, "--fc7", 32)
-    tool("test.py", CONFIG, compressed, "--output", RUN / "results_compressed")
+    tool("proposals", CONFIG)
+    tool("train", CONFIG)
+    tool("test", CONFIG, weights)
+    tool("compress", weights, compressed, "--fc6", 64, "--fc7", 32)
+    tool("test", CONFIG, compressed, "--output", RUN / "results_compressed")
     ids = (DATA / "ImageSets/Main/test.txt").read_text().split()[:SHOWN]
-    tool("detect.py", weights, *(DATA / f"JPEGImages/{i}.jpg" for i in ids), "--output", found)
+    tool("detect", weights, *(DATA / f"JPEGImages/{i}.jpg" for i in ids), "--output", found)
     sheet = RUN / "detections.png"
     write_image(sheet, contact_sheet([read_image(found / f"{i}.jpg") for i in ids], columns=4, titles=ids))
 
@@ -50,7 +52,7 @@ def main() -> None:
         (weights, "the network, its class list and its settings"),
     ):
         print(f"  {str(path):42} {what}")
-    print(f"\nNext, a picture of your own:  {sys.executable} tools/detect.py {weights} PICTURE")
+    print(f"\nNext, a picture of your own:  {command('detect')} {weights} PICTURE")
     print("Next, PASCAL VOC or boxes of your own:  see README.md")
     if before < LEAST_MAP:
         raise FastRCNNError(f"{weights}: mAP is {before:.3f}; it should be at least {LEAST_MAP}")
@@ -58,10 +60,12 @@ def main() -> None:
 
 def tool(name: str, *args: object) -> None:
     """Run one of the tools, showing the command; stop with its exit code if it fails."""
-    words = [f"tools/{name}", *map(str, args)]
-    shown = " ".join(words) if len(words) < 8 else " ".join(words[:3]) + " ... " + " ".join(words[-2:])
-    print(f"\n$ python {shown}", flush=True)
-    code = subprocess.run([sys.executable, *words], check=False).returncode
+    words = [*map(str, args)]
+    shown = [word.replace(f"{CONFIGS}{os.sep}", "" if _common.by_command else "configs/") for word in words]
+    shown = shown if len(words) < 8 else [*shown[:2], "...", *shown[-2:]]
+    print(f"\n$ {command(name)} {' '.join(shown)}", flush=True)
+    start = [TOOLS, name] if _common.by_command else [TOOLS / f"{name}.py"]
+    code = subprocess.run([sys.executable, *start, *words], check=False).returncode
     if code:
         sys.exit(code)
 

@@ -2,7 +2,7 @@
 
 import fastrcnn
 found = fastrcnn.load("model.safetensors").detect("street.jpg")
-for name, score, box in zip(found.names, found.scores, found.boxes):
+for name, score, box in found:
     print(name, score, box)
 """
 

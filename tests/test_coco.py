@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fastrcnn.evaluate.coco import evaluate_coco
-from fastrcnn.evaluate.voc import Detections, GroundTruth, evaluate
+from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
+from fastrcnn.evaluate.voc import evaluate
 
 
 def scene(found, objects, difficult=None):
@@ -12,13 +13,13 @@ def scene(found, objects, difficult=None):
     images, classes, scores, boxes = zip(*found, strict=True) if found else [[]] * 4
     gt_images, gt_classes, gt_boxes = zip(*objects, strict=True)
     return (
-        Detections(
+        DetectionRows(
             np.array(images, np.int64),
             np.array(classes, np.int64),
             np.array(scores, np.float32),
             np.array(boxes, np.float32).reshape(-1, 4),
         ),
-        GroundTruth(
+        ObjectRows(
             np.array(gt_images),
             np.array(gt_classes),
             np.array(gt_boxes, np.float32),

@@ -27,9 +27,9 @@ from torchvision.transforms._presets import ImageClassification
 
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
+from fastrcnn.detections import DetectedImage, Detections, read_detections, write_detections
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate import run as testing
-from fastrcnn.evaluate.report import ImageDetections, read_detections, write_detections
 from fastrcnn.files import METADATA_KEY
 from fastrcnn.model import weights as weights_module
 from fastrcnn.model.backbones import output_channels
@@ -301,10 +301,19 @@ def test_configurations_with_mutated_values_are_taken_or_refused(tree):
 # ---- detections
 
 
-FOUND = {
-    "a": ImageDetections(np.array([[1, 2, 30, 40.5]], np.float32), np.array([2]), np.array([0.75], np.float32)),
-    "b": ImageDetections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32)),
-}
+FOUND = [
+    DetectedImage(
+        image_id,
+        Detections(
+            np.array([[1, 2, 30, 40.5]], np.float32)[:count],
+            np.array([2])[:count],
+            np.array([0.75], np.float32)[:count],
+            tuple(CONFIG.classes),
+        ),
+        file,
+    )
+    for image_id, count, file in (("a", 1, None), ("b", 0, "b.jpg"))
+]
 
 
 @pytest.fixture(scope="module")
@@ -340,14 +349,14 @@ def test_detections_with_mutated_values_are_read_or_refused(detections, data):
 
 
 KEY = {"weights": "x", "classes": CONFIG.classes}
-LINES = [KEY, *(testing._columns(image_id, found) for image_id, found in FOUND.items())]
+LINES = [KEY, *(image.to_json() for image in FOUND)]
 
 
 def check_partial(path: Path) -> None:
     """Whatever stands in it: what is taken over is good enough to be saved, the rest is done again."""
     found = testing._read_partial(path, KEY)
     assert all(isinstance(image_id, str) for image_id in found)
-    write_detections(path, CONFIG.classes, found)
+    write_detections(path, CONFIG.classes, found.values())
 
 
 @fuzzing
@@ -367,9 +376,9 @@ def test_an_evaluation_under_way_with_mutated_values_is_taken_over_as_far_as_it_
 @pytest.mark.parametrize(
     "line",
     [
-        {**LINES[1], "classes": [3]},
-        {**LINES[1], "classes": [10**30]},
-        {**LINES[1], "classes": [1, 1]},
+        {**LINES[1], "classes": ["horse"]},
+        {**LINES[1], "classes": [1]},
+        {**LINES[1], "classes": LINES[1]["classes"] * 2},
         {**LINES[1], "scores": [float("nan")]},
         {**LINES[1], "boxes": [[1, 2, 1e300, 4]]},
         {**LINES[1], "boxes": [[9, 2, 1, 4]]},

@@ -6,8 +6,8 @@ from conftest import made_proposals
 
 from fastrcnn import config as configs
 from fastrcnn.data.shapes import make_shapes
+from fastrcnn.detections import write_detections
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.evaluate.report import write_detections
 from fastrcnn.evaluate.run import evaluate_detections, evaluate_weights
 from fastrcnn.train.loop import train
 
@@ -32,7 +32,7 @@ def test_four_images_are_learnt_by_heart(tree, tmp_path):
 def test_detections_of_other_images_are_not_scored(tree, tmp_path):
     config = configs.from_dict(tree)
     path = tmp_path / "detections.json"
-    write_detections(path, config.classes, {})
+    write_detections(path, config.classes, [])
     with pytest.raises(FastRCNNError, match="not of the same images: 4 without detections"):
         evaluate_detections(config, path, tmp_path / "results")
     assert not Path(tmp_path / "results" / "results.json").exists()

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from oracles_evaluate import voc_ap_oracle
 
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.evaluate.voc import Detections, GroundTruth, evaluate
+from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
+from fastrcnn.evaluate.voc import evaluate
 
 BOX = (0, 0, 10, 10)
 HALF = (0, 0, 10, 5)  # IoU with BOX is exactly 0.5
@@ -18,7 +19,7 @@ FAR = (50, 50, 60, 60)
 def detections(*rows):
     """Rows of (image, class, score, box)."""
     images, classes, scores, boxes = zip(*rows, strict=True) if rows else ([], [], [], [])
-    return Detections(
+    return DetectionRows(
         np.array(images, np.int64),
         np.array(classes, np.int64),
         np.array(scores, np.float32),
@@ -29,7 +30,7 @@ def detections(*rows):
 def ground_truth(*rows):
     """Rows of (image, class, box) or (image, class, box, difficult)."""
     images, classes, boxes, difficult = zip(*[(*row, False)[:4] for row in rows], strict=True) if rows else [[]] * 4
-    return GroundTruth(
+    return ObjectRows(
         np.array(images, np.int64),
         np.array(classes, np.int64),
         np.array(boxes, np.float32).reshape(-1, 4),
@@ -180,11 +181,11 @@ def test_equals_the_oracle(scene, metric, threshold):
 
 def test_equals_the_oracle_on_many_detections():
     rng = np.random.default_rng(0)
-    objects = GroundTruth(
+    objects = ObjectRows(
         np.repeat(np.arange(60), 5), rng.integers(1, 5, 300), _random_boxes(rng, 300), rng.random(300) < 0.2
     )
     near = rng.integers(0, 300, 3000)
-    found = Detections(
+    found = DetectionRows(
         objects.images[near],
         objects.classes[near],
         rng.random(3000).round(2).astype(np.float32),
@@ -207,13 +208,13 @@ def test_the_order_of_images_changes_nothing(scene, numbers, random):
     """Other numbers for the images, and rows in another order, with the same order inside each image."""
     found, objects = scene
     scores = np.linspace(0.9, 0.1, len(found.scores), dtype=np.float32)  # without ties, which go by image on purpose
-    found = Detections(found.images, found.classes, scores, found.boxes)
+    found = DetectionRows(found.images, found.classes, scores, found.boxes)
     expected = evaluate(found, objects, 4)
     order = list(range(len(scores)))
     random.shuffle(order)
     numbers = np.array(numbers)
-    moved = rows_of(Detections(numbers[found.images], found.classes, found.scores, found.boxes), order)
-    objects = GroundTruth(numbers[objects.images], objects.classes, objects.boxes, objects.difficult)
+    moved = rows_of(DetectionRows(numbers[found.images], found.classes, found.scores, found.boxes), order)
+    objects = ObjectRows(numbers[objects.images], objects.classes, objects.boxes, objects.difficult)
     objects = rows_of(objects, np.argsort(objects.images, kind="stable"))
     actual = evaluate(moved, objects, 4)
     np.testing.assert_array_equal(actual.ap, expected.ap)
@@ -229,8 +230,8 @@ def test_the_numbers_of_classes_change_nothing(scene, numbers):
     number = np.array([0, *numbers])
     expected = evaluate(found, objects, 4)
     actual = evaluate(
-        Detections(found.images, number[found.classes], found.scores, found.boxes),
-        GroundTruth(objects.images, number[objects.classes], objects.boxes, objects.difficult),
+        DetectionRows(found.images, number[found.classes], found.scores, found.boxes),
+        ObjectRows(objects.images, number[objects.classes], objects.boxes, objects.difficult),
         4,
     )
     np.testing.assert_array_equal(actual.ap[number], expected.ap)
@@ -253,7 +254,7 @@ def test_a_detection_on_nothing_never_raises_ap(scene, image, k, score, place, m
     place = min(place, len(found.scores))
     # (0, 0, 20, 20) overlaps every object, none of which is larger than 4 x 4, by at most 16 / 400.
     columns = zip(vars(found).values(), (image, k, score, (0, 0, 20, 20)), strict=True)
-    more = Detections(*(np.insert(column, place, value, axis=0) for column, value in columns))
+    more = DetectionRows(*(np.insert(column, place, value, axis=0) for column, value in columns))
     after = evaluate(more, objects, 4, metric=metric).ap
     assert (np.isnan(before) | (after <= before)).all()
 
@@ -271,19 +272,19 @@ def test_numbers_that_are_not_finite_are_refused(bad):
 def test_arrays_that_do_not_fit_are_refused():
     one, two, box = np.array([1]), np.array([1, 1]), np.zeros((1, 4), np.float32)
     with pytest.raises(FastRCNNError, match="same rows"):
-        Detections(one, two, np.zeros(1, np.float32), box)
+        DetectionRows(one, two, np.zeros(1, np.float32), box)
     with pytest.raises(FastRCNNError, match="same rows"):
-        Detections(one, one, np.zeros(1, np.float32), np.zeros((1, 5), np.float32))
+        DetectionRows(one, one, np.zeros(1, np.float32), np.zeros((1, 5), np.float32))
     with pytest.raises(FastRCNNError, match="same rows"):
-        GroundTruth(one, one, box, np.zeros(2, bool))
+        ObjectRows(one, one, box, np.zeros(2, bool))
     with pytest.raises(FastRCNNError, match="integers"):
-        GroundTruth(one, np.array([1.0]), box, np.zeros(1, bool))
+        ObjectRows(one, np.array([1.0]), box, np.zeros(1, bool))
     with pytest.raises(FastRCNNError, match="floating-point"):
-        Detections(one, one, np.array([1]), box)
+        DetectionRows(one, one, np.array([1]), box)
     with pytest.raises(FastRCNNError, match="bool"):
-        GroundTruth(one, one, box, np.zeros(1, int))
+        ObjectRows(one, one, box, np.zeros(1, int))
     with pytest.raises(FastRCNNError, match="object 1 .* negative"):
-        GroundTruth(np.array([-1]), one, box, np.zeros(1, bool))
+        ObjectRows(np.array([-1]), one, box, np.zeros(1, bool))
 
 
 @pytest.mark.parametrize("k", [-1, 0, 2])

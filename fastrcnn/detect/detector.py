@@ -1,6 +1,5 @@
 """From a picture to named boxes: proposals, features, RoI pooling, fc6 and fc7, decoding, NMS (section 3)."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from fastrcnn import boxes as box_ops
 from fastrcnn.config import Config
 from fastrcnn.detect.nms import select_detections
+from fastrcnn.detections import Detections
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import image_scale, prepare_image, read_image
 from fastrcnn.model.fast_rcnn import FastRCNN
@@ -17,16 +17,6 @@ from fastrcnn.model.roi_features import bins_first, pool_for_inference, project,
 from fastrcnn.proposals.selective_search import selective_search
 
 CANONICAL_AREA = 224**2  # scaled pixels; a RoI is looked at in the scale that brings it nearest (section 3.3, SPPnet)
-
-
-@dataclass(frozen=True)
-class Detections:
-    """What was found in one image, best first."""
-
-    boxes: np.ndarray  # float32 [D, 4], image pixels, half open
-    classes: np.ndarray  # int64 [D], in 1..K-1
-    scores: np.ndarray  # float32 [D], softmax probabilities
-    names: list[str]  # D class names
 
 
 class Detector:
@@ -73,7 +63,7 @@ class Detector:
         test = self.config.test
         kept = select_detections(scores, boxes, test.score_threshold, test.nms_iou, test.max_detections)
         boxes, classes, scores = (part.cpu().numpy() for part in kept)
-        return Detections(boxes, classes, scores, [self.config.classes[c - 1] for c in classes])
+        return Detections(boxes, classes, scores, tuple(self.config.classes))
 
     @torch.inference_mode()
     def classify(self, image: np.ndarray, rois: Tensor) -> tuple[Tensor, Tensor]:

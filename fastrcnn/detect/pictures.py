@@ -4,13 +4,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from fastrcnn.detect.detector import Detections, Detector
+from fastrcnn.detect.detector import Detector
+from fastrcnn.detections import DetectedImage, write_detections
 from fastrcnn.drawing import draw_detections, write_image
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import write_json
 from fastrcnn.images import SUFFIXES, read_image
 from fastrcnn.proposals.stored import read_proposals
 
@@ -66,16 +65,15 @@ def detect_pictures(
                 log.error("%s", e)
                 failed += 1
                 continue
-            shown = found.scores >= draw_score
-            labels = [name for name, show in zip(found.names, shown, strict=True) if show]
+            shown = found.above(draw_score)
             drawn = output / names[picture]
-            results.append(_as_json(picture, pixels, found))
-            write_image(drawn, draw_detections(pixels, found.boxes[shown], labels, found.scores[shown]))
-            lines.append(f"{drawn}: {_summary(labels)}")
+            height, width = pixels.shape[:2]
+            results.append(DetectedImage(picture.stem, found, str(picture), width, height))
+            write_image(drawn, draw_detections(pixels, shown.boxes, shown.names, shown.scores))
+            lines.append(f"{drawn}: {_summary(shown.names)}")
     finally:  # Ctrl-C and a full disk too: what is finished is written
         if results:
-            header = {"format": "xyxy", "origin": 0, "end": "exclusive", "classes": detector.config.classes}
-            write_json(output / JSON_NAME, {**header, "images": results})
+            write_detections(output / JSON_NAME, detector.config.classes, results)
     if failed == len(pictures):
         raise FastRCNNError(f"{pictures[0]}: none of the {failed} pictures could be used; see the messages above")
     return [*lines, f"{output / JSON_NAME}: all detections of {len(results)} pictures"]
@@ -91,13 +89,6 @@ def _output_names(pictures: list[Path]) -> dict[Path, str]:
             name = f"{picture.stem}_{number}.jpg"
         names[picture] = name
     return names
-
-
-def _as_json(picture: Path, pixels: np.ndarray, found: Detections) -> dict:
-    height, width = pixels.shape[:2]
-    rows = zip(found.names, found.scores.tolist(), found.boxes.tolist(), strict=True)
-    detections = [{"class": name, "score": score, "box": box} for name, score, box in rows]
-    return {"file": str(picture), "width": width, "height": height, "detections": detections}
 
 
 def _summary(labels: list[str]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from fastrcnn.evaluate.voc import Detections, GroundTruth
+from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 
-def evaluate_coco(detections: Detections, ground_truth: GroundTruth, class_count: int) -> dict[str, float]:
+def evaluate_coco(detections: DetectionRows, ground_truth: ObjectRows, class_count: int) -> dict[str, float]:
     """AP, AP50, AP75, AP_small, AP_medium and AP_large, means over the classes that have objects; NaN where none has.
 
     class_count is K; COCO looks at the best 100 detections of an image and class. What pycocotools prints is logged
@@ -42,7 +42,7 @@ def evaluate_coco(detections: Detections, ground_truth: GroundTruth, class_count
     }
 
 
-def _annotations(rows: Detections | GroundTruth, **columns: np.ndarray) -> list[dict]:
+def _annotations(rows: DetectionRows | ObjectRows, **columns: np.ndarray) -> list[dict]:
     """The rows as COCO's dictionaries. Their ids start at 1: pycocotools takes a match with id 0 for none."""
     sizes = rows.boxes[:, 2:].astype(np.float64) - rows.boxes[:, :2]
     columns = {

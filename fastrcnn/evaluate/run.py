@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.config import Config
 from fastrcnn.data.image_set import ImageSet, open_data
 from fastrcnn.detect.detector import Detector
+from fastrcnn.detections import DetectedImage, read_detections, write_detections
 from fastrcnn.device import choose_device
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate import coco, report, voc
-from fastrcnn.evaluate.report import ImageDetections
+from fastrcnn.evaluate.rows import join
 from fastrcnn.files import atomic_write, file_digest, lock, write_json
 from fastrcnn.model.weights import load_model
 
@@ -50,17 +51,10 @@ def evaluate_weights(config: Config, weights: str | Path, folder: str | Path, wi
     folder = Path(folder)
     with lock(folder / ".lock", "the results folder"):
         images = open_data(config.data.test, config)
-        model, trained = load_model(weights, config.precision)
-        if list(class_index(trained.classes)) != list(class_index(config.classes)):
-            raise FastRCNNError(
-                f"{weights}: was trained for the classes {', '.join(trained.classes)}; the configuration has "
-                f"{', '.join(config.classes)}. Evaluate with the configuration of the training run"
-            )
-        detector = Detector(model, config, choose_device(config.device))
-        key = _key(config, Path(weights), images)
-        detections = _detect_all(detector, images, folder / PARTIAL, key)
-        report.write_detections(folder / DETECTIONS, config.classes, detections)
-        evaluation = _score(config, detections, config.classes, images.records, folder, with_coco)
+        detector = _detector(config, weights)
+        found = _detect_all(detector, images, folder / PARTIAL, _key(config, Path(weights), images))
+        write_detections(folder / DETECTIONS, config.classes, found)
+        evaluation = _score(config, found, images.records, folder, with_coco)
         (folder / PARTIAL).unlink()
         return evaluation
 
@@ -69,26 +63,31 @@ def evaluate_detections(
     config: Config, detections: str | Path, folder: str | Path, with_coco: bool = False
 ) -> Evaluation:
     """Score saved detections (a detections.json) on config.data.test again, without the network."""
-    classes, found = report.read_detections(detections)
+    _, images = read_detections(detections)
     records = read_data_sets(config.data.test, config.data, config.classes)
-    return _score(config, found, classes, records, Path(folder), with_coco)
+    return _score(config, images, records, Path(folder), with_coco)
+
+
+def _detector(config: Config, weights: str | Path) -> Detector:
+    model, trained = load_model(weights, config.precision)
+    if list(class_index(trained.classes)) != list(class_index(config.classes)):
+        raise FastRCNNError(
+            f"{weights}: was trained for the classes {', '.join(trained.classes)}; the configuration has "
+            f"{', '.join(config.classes)}. Evaluate with the configuration of the training run"
+        )
+    return Detector(model, config, choose_device(config.device))
 
 
 def _score(
-    config: Config,
-    detections: Mapping[str, ImageDetections],
-    detection_classes: list[str],
-    records: list[ImageRecord],
-    folder: Path,
-    with_coco: bool,
+    config: Config, images: Sequence[DetectedImage], records: Sequence[ImageRecord], folder: Path, with_coco: bool
 ) -> Evaluation:
-    arrays = report.join(detections, detection_classes, records, config.classes)
-    result = voc.evaluate(*arrays, len(config.classes) + 1, metric=config.test.ap)
+    rows = join(images, records, config.classes)
+    result = voc.evaluate(*rows, len(config.classes) + 1, metric=config.test.ap)
     table = report.ap_table(result, config.classes)
     numbers: dict[str, Any] = {"map": _number(result.mean_ap), "metric": result.metric}
     numbers["ap"] = {name: _number(ap) for name, ap in zip(config.classes, result.ap[1:].tolist(), strict=True)}
     if with_coco:
-        values = coco.evaluate_coco(*arrays, len(config.classes) + 1)
+        values = coco.evaluate_coco(*rows, len(config.classes) + 1)
         numbers["coco"] = {name: _number(value) for name, value in values.items()}
         table += "\nCOCO: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     write_json(folder / "results.json", numbers)
@@ -96,7 +95,7 @@ def _score(
         file.write(f"{table}\n".encode())
     report.plot_precision_recall(result, config.classes, folder / "precision_recall.png")
     split = "+".join(dict.fromkeys(Path(d.split).stem or "all" for d in config.data.test))
-    report.write_voc_files(folder / "voc", split, config.classes, detections)
+    report.write_voc_files(folder / "voc", split, config.classes, images)
     return Evaluation(result, table)
 
 
@@ -110,51 +109,40 @@ def _detect_all(
     images: ImageSet,
     partial: Path,
     key: dict[str, Any],
-) -> dict[str, ImageDetections]:
-    """Detections by image id. Each image is one line appended to `partial`, whose first line is `key`: lines under the
+) -> list[DetectedImage]:
+    """What is found in each image. Each is one line appended to `partial`, whose first line is `key`: lines under the
     same key are taken over, others are of another evaluation and are dropped."""
     done = _read_partial(partial, key)
     if done:
         log.info("%s: %d of %d images are done already", partial, len(done), len(images))
-    lines = [json.dumps(key), *(json.dumps(_columns(image_id, found)) for image_id, found in done.items())]
+    lines = [json.dumps(key), *(json.dumps(image.to_json()) for image in done.values())]
     with atomic_write(partial) as file:
         file.write("".join(line + "\n" for line in lines).encode())
     try:
-        with partial.open("a") as file:
+        with partial.open("a", encoding="utf-8") as file:
             for record, proposals in tqdm(images, "evaluating", unit="image", mininterval=1, dynamic_ncols=True):
                 if record.id in done:
                     continue
                 found = detector.detect(record.path, proposals, record.id)
-                done[record.id] = ImageDetections(found.boxes, found.classes, found.scores)
-                file.write(json.dumps(_columns(record.id, found)) + "\n")
+                done[record.id] = DetectedImage(record.id, found, str(record.path), record.width, record.height)
+                file.write(json.dumps(done[record.id].to_json()) + "\n")
                 file.flush()
     except OSError as e:
         raise FastRCNNError(f"{partial}: cannot be written: {e.strerror}; free space and start again") from None
-    return {image_id: done[image_id] for image_id in images.ids}
+    return [done[image_id] for image_id in images.ids]
 
 
-def _columns(image_id: str, found: report.SupportsDetections) -> dict[str, Any]:
-    rows = found.classes.tolist(), found.scores.tolist(), found.boxes.tolist()
-    return {"id": image_id, **dict(zip(("classes", "scores", "boxes"), rows, strict=True))}
-
-
-def _read_partial(path: Path, key: dict[str, Any]) -> dict[str, ImageDetections]:
+def _read_partial(path: Path, key: dict[str, Any]) -> dict[str, DetectedImage]:
     """The images of an earlier evaluation under the same key; its last line may have been cut by a kill."""
-    done: dict[str, ImageDetections] = {}
+    done: dict[str, DetectedImage] = {}
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         if not lines or json.loads(lines[0]) != key:
             return {}
         for line in lines[1:]:
-            entry = json.loads(line)
-            with np.errstate(over="ignore"):  # beyond float32 is infinite, which the check refuses
-                boxes = np.array(entry["boxes"], np.float32).reshape(-1, 4)
-                classes, scores = np.array(entry["classes"], np.int64), np.array(entry["scores"], np.float32)
-            found = ImageDetections(boxes, classes, scores)
-            report.check_image(f"{path}: image {entry['id']}", found, len(key["classes"]))
-            if isinstance(entry["id"], str):
-                done[entry["id"]] = found
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, FastRCNNError):
+            image = DetectedImage.from_json(json.loads(line), key["classes"])
+            done[image.id] = image
+    except (OSError, ValueError, RecursionError, FastRCNNError):
         return done
     return done
 

@@ -16,37 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrcnn.errors import FastRCNNError
-
-
-@dataclass(frozen=True)
-class Detections:
-    """Detections of all images, one row each. Raises FastRCNNError for unequal lengths and NaN or infinite numbers."""
-
-    images: NDArray[np.int64]  # [D], 0..N-1
-    classes: NDArray[np.int64]  # [D], 1..K-1
-    scores: NDArray[np.float32]  # [D]
-    boxes: NDArray[np.float32]  # [D, 4], image pixels, half open
-
-    def __post_init__(self) -> None:
-        _check_rows("detection", self.images, self.classes, self.boxes, self.scores)
-        if self.scores.dtype.kind != "f":
-            raise FastRCNNError(f"scores must be floating-point numbers, not {self.scores.dtype}")
-        _check_finite("detection", "score", self.scores[:, None])
-
-
-@dataclass(frozen=True)
-class GroundTruth:
-    """Objects of all images, one row each. Raises FastRCNNError as Detections does."""
-
-    images: NDArray[np.int64]  # [G], 0..N-1
-    classes: NDArray[np.int64]  # [G], 1..K-1
-    boxes: NDArray[np.float32]  # [G, 4], image pixels, half open
-    difficult: NDArray[np.bool_]  # [G]
-
-    def __post_init__(self) -> None:
-        _check_rows("object", self.images, self.classes, self.boxes, self.difficult)
-        if self.difficult.dtype != np.bool_:
-            raise FastRCNNError(f"difficult flags must be bool, not {self.difficult.dtype}")
+from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
 
 
 @dataclass(frozen=True)
@@ -73,8 +43,8 @@ class VOCResult:
 
 
 def evaluate(
-    detections: Detections,
-    ground_truth: GroundTruth,
+    detections: DetectionRows,
+    ground_truth: ObjectRows,
     class_count: int,
     iou_threshold: float = 0.5,
     metric: str = "11point",
@@ -125,7 +95,7 @@ def evaluate(
 
 
 def _best_objects(
-    detections: Detections, ground_truth: GroundTruth, class_count: int
+    detections: DetectionRows, ground_truth: ObjectRows, class_count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """For each detection the object of its image and class that it overlaps most, [D], and their IoU, [D].
 
@@ -176,22 +146,3 @@ def _average_precision(
         return float(best_after[reached].sum() / 11)
     steps = np.flatnonzero(np.diff(true_positives, prepend=0))  # recall grows by 1 / objects at each
     return float(best_after[steps].sum() / objects)
-
-
-def _check_rows(what: str, images: np.ndarray, classes: np.ndarray, boxes: np.ndarray, other: np.ndarray) -> None:
-    n = len(images)
-    if boxes.shape != (n, 4) or any(column.shape != (n,) for column in (images, classes, other)):
-        shapes = ", ".join(str(column.shape) for column in (images, classes, boxes, other))
-        raise FastRCNNError(f"{what}s: arrays of shapes {shapes} do not describe the same rows; boxes must be [n, 4]")
-    if any(column.dtype.kind != "i" for column in (images, classes)):
-        raise FastRCNNError(f"{what}s: image indices and classes must be signed integers")
-    if images.min(initial=0) < 0:
-        raise FastRCNNError(f"{what} {np.argmax(images < 0) + 1} has a negative image index; indices start at 0")
-    _check_finite(what, "box", boxes)
-
-
-def _check_finite(what: str, field: str, values: np.ndarray) -> None:
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if len(bad):
-        row = values[bad[0]].tolist()
-        raise FastRCNNError(f"{what} {bad[0] + 1} has the {field} {row}; every number must be finite")

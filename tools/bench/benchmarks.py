@@ -21,7 +21,8 @@ from fastrcnn.detect import detector as detector_module
 from fastrcnn.detect.detector import Detector
 from fastrcnn.detect.nms import select_detections
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.evaluate.voc import Detections, GroundTruth, evaluate
+from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
+from fastrcnn.evaluate.voc import evaluate
 from fastrcnn.images import image_scale, prepare_image, read_image
 from fastrcnn.model.fast_rcnn import factors
 from fastrcnn.model.roi_features import pool_for_inference, project, roi_cells, unique_rois
@@ -325,10 +326,10 @@ def evaluation(rounds: int, small: bool) -> dict[str, Any]:
         return np.repeat(np.arange(images), each), rng.integers(1, 21, images * each), boxes
 
     where, classes, boxes = rows(3)
-    truth = GroundTruth(where, classes, boxes, rng.random(len(where)) < 0.1)
+    truth = ObjectRows(where, classes, boxes, rng.random(len(where)) < 0.1)
     where, classes, boxes = rows(100)
     boxes[::4], classes[::4] = truth.boxes[where[::4] * 3] + 5, truth.classes[where[::4] * 3]
-    found = Detections(where, classes, rng.random(len(where)).astype(np.float32), boxes)
+    found = DetectionRows(where, classes, rng.random(len(where)).astype(np.float32), boxes)
     ours, theirs = evaluate(found, truth, 21).ap, voc_ap_oracle(found, truth, 21)
     cases = {"ours": lambda: evaluate(found, truth, 21), "a loop": lambda: voc_ap_oracle(found, truth, 21)}
     seconds = medians(min(rounds, 3), cases)

@@ -1,0 +1,130 @@
+"""Detections and objects of a whole data set as columns of arrays, which the scoring routines take.
+
+Shapes: D detections, G objects, N images, K classes with background.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrcnn.annotations.records import ImageRecord
+from fastrcnn.detections import DetectedImage
+from fastrcnn.errors import FastRCNNError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T", DetectedImage, ImageRecord)
+
+
+@dataclass(frozen=True)
+class DetectionRows:
+    """Detections of all images, one row each. Raises FastRCNNError for unequal lengths and NaN or infinite numbers."""
+
+    images: NDArray[np.int64]  # [D], 0..N-1
+    classes: NDArray[np.int64]  # [D], 1..K-1
+    scores: NDArray[np.float32]  # [D]
+    boxes: NDArray[np.float32]  # [D, 4], image pixels, half open
+
+    def __post_init__(self) -> None:
+        _check_rows("detection", self.images, self.classes, self.boxes, self.scores)
+        if self.scores.dtype.kind != "f":
+            raise FastRCNNError(f"scores must be floating-point numbers, not {self.scores.dtype}")
+        _check_finite("detection", "score", self.scores[:, None])
+
+
+@dataclass(frozen=True)
+class ObjectRows:
+    """Objects of all images, one row each. Raises FastRCNNError as DetectionRows does."""
+
+    images: NDArray[np.int64]  # [G], 0..N-1
+    classes: NDArray[np.int64]  # [G], 1..K-1
+    boxes: NDArray[np.float32]  # [G, 4], image pixels, half open
+    difficult: NDArray[np.bool_]  # [G]
+
+    def __post_init__(self) -> None:
+        _check_rows("object", self.images, self.classes, self.boxes, self.difficult)
+        if self.difficult.dtype != np.bool_:
+            raise FastRCNNError(f"difficult flags must be bool, not {self.difficult.dtype}")
+
+
+def join(
+    images: Sequence[DetectedImage], records: Sequence[ImageRecord], classes: Sequence[str]
+) -> tuple[DetectionRows, ObjectRows]:
+    """What the scoring routines take, from the detections of images and their annotations, with `classes`' numbers.
+
+    Images are numbered by sorted id, so that ties in score do not depend on the order of `records`. Logs a warning for
+    classes that have no objects to find. Raises FastRCNNError if the two do not have the same classes (without regard
+    to case) and the same images, each once.
+    """
+    found, truth = by_id(images, "with detections"), by_id(records, "with annotations")
+    if found.keys() != truth.keys():
+        missing, extra = sorted(truth.keys() - found.keys()), sorted(found.keys() - truth.keys())
+        raise FastRCNNError(
+            f"detections and annotations are not of the same images: {len(missing)} without detections "
+            f"({few(missing)}), {len(extra)} without annotations ({few(extra)}); score them on the data set they "
+            "were made on"
+        )
+    ids = sorted(truth)
+    ordered, detections = [truth[i] for i in ids], [found[i].found.in_classes(classes) for i in ids]
+    objects = ObjectRows(
+        np.repeat(np.arange(len(ids)), [len(record.boxes) for record in ordered]),
+        _concatenate([record.classes for record in ordered], np.int64),
+        _concatenate([record.boxes for record in ordered], np.float32, 4),
+        _concatenate([record.difficult for record in ordered], np.bool_),
+    )
+    present = set(objects.classes[~objects.difficult].tolist())
+    absent = [name for k, name in enumerate(classes, start=1) if k not in present]
+    if absent:
+        log.warning(
+            "no objects to find of %s: AP is NaN, and the mean leaves it out; check the class list and the split",
+            ", ".join(absent),
+        )
+    rows = DetectionRows(
+        np.repeat(np.arange(len(ids)), [len(image) for image in detections]),
+        _concatenate([image.classes for image in detections], np.int64),
+        _concatenate([image.scores for image in detections], np.float32),
+        _concatenate([image.boxes for image in detections], np.float32, 4),
+    )
+    return rows, objects
+
+
+def by_id(images: Sequence[T], which: str) -> dict[str, T]:
+    """Images by their id. Raises FastRCNNError for an id that is listed twice; `which` says where."""
+    found = {image.id: image for image in images}
+    if len(found) < len(images):
+        twice = [i for i, count in Counter(image.id for image in images).items() if count > 1]
+        raise FastRCNNError(f"images {which} listed twice: {few(twice)}; give each image once")
+    return found
+
+
+def _concatenate(parts: list[NDArray], dtype: type, *row: int) -> NDArray:
+    return np.concatenate([np.empty((0, *row), dtype), *parts])
+
+
+def few(ids: Sequence[str]) -> str:
+    """The first three, for a message."""
+    return ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "") if ids else "none"
+
+
+def _check_rows(what: str, images: np.ndarray, classes: np.ndarray, boxes: np.ndarray, other: np.ndarray) -> None:
+    n = len(images)
+    if boxes.shape != (n, 4) or any(column.shape != (n,) for column in (images, classes, other)):
+        shapes = ", ".join(str(column.shape) for column in (images, classes, boxes, other))
+        raise FastRCNNError(f"{what}s: arrays of shapes {shapes} do not describe the same rows; boxes must be [n, 4]")
+    if any(column.dtype.kind != "i" for column in (images, classes)):
+        raise FastRCNNError(f"{what}s: image indices and classes must be signed integers")
+    if images.min(initial=0) < 0:
+        raise FastRCNNError(f"{what} {np.argmax(images < 0) + 1} has a negative image index; indices start at 0")
+    _check_finite(what, "box", boxes)
+
+
+def _check_finite(what: str, field: str, values: np.ndarray) -> None:
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        row = values[bad[0]].tolist()
+        raise FastRCNNError(f"{what} {bad[0] + 1} has the {field} {row}; every number must be finite")

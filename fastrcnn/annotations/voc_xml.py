@@ -7,18 +7,35 @@ its width, so the numbers are taken as they are, half open. (LabelImg writes suc
 """
 
 import math
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError, TreeBuilder
+from xml.etree.ElementTree import Element
 
 import numpy as np
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import DefusedXMLParser
 
 from fastrcnn.annotations.objects import check_box, check_class
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.records import Object
+from fastrcnn.annotations.xml_tree import read_annotation
 from fastrcnn.config import DataConfig
-from fastrcnn.errors import FastRCNNError
+
+# What other tools draw in place of a <bndbox>, and how their boxes are had.
+OTHER_SHAPES = {
+    "robndbox": "a turned box (roLabelImg)",
+    "rotated_bndbox": "a turned box",
+    "polygon": "a polygon",
+    "segmentation": "a mask",
+    "mask": "a mask",
+    "points": "points",
+    "keypoints": "key points",
+    "polyline": "a line",
+    "line": "a line",
+    "ellipse": "an ellipse",
+    "circle": "a circle",
+    "cuboid": "a cuboid",
+}
+FLAGS = {"": False, "0": False, "1": True, "false": False, "true": True, "unspecified": False}  # Unspecified: VOC2007
 
 
 def read_objects(
@@ -28,32 +45,46 @@ def read_objects(
 
     `index` is class_index's. Raises FastRCNNError for a file that is no annotation.
     """
-    root = _parse(path)
+    root, guessed = read_annotation(path, index)
     problems = _check_size(root, path, size)
+    if guessed:
+        text = (
+            f"does not tell its encoding: read as {guessed}, the only one that gives names of classes; save it as UTF-8"
+        )
+        problems.append(Problem("encoding guessed", path, None, text, "noted"))
+    elements = root.findall("object")
+    if len(elements) != sum(1 for _ in root.iter("object")):
+        elements = list(_outermost(root))
+        problems += _check_depth(root, elements, path)
     objects: list[Object] = []
-    for number, element in enumerate(root.findall("object"), start=1):
+    for number, element in enumerate(elements, start=1):
         found, new = _read_object(element, number, path, size, data, index)
         objects += [found] if found else []
         problems += new
     return objects, problems
 
 
-def _parse(path: Path) -> Element:
-    """The root of an annotation file. Raises FastRCNNError if it is no XML, declares entities, or is no annotation."""
-    try:
-        # With the C tree builder: defusedxml's own, in Python, takes six times as long.
-        parser = DefusedXMLParser(target=TreeBuilder())
-        parser.feed(path.read_bytes())
-        root = parser.close()
-    except DefusedXmlException:
-        raise FastRCNNError(f"{path}: declares XML entities, which are refused; remove its DOCTYPE") from None
-    except OSError as e:
-        raise FastRCNNError(f"{path}: cannot be read: {e.strerror}; check its permissions") from None
-    except (ParseError, ValueError, LookupError) as e:
-        raise FastRCNNError(f"{path}: is not XML: {e}; restore it or label the image again") from None
-    if root.tag != "annotation":
-        raise FastRCNNError(f"{path}: is not a VOC annotation: its root is <{root.tag}>; export it as Pascal VOC")
-    return root
+def _outermost(parent: Element) -> Iterator[Element]:
+    """All <object> elements at any depth that lie in no other one."""
+    for child in parent:
+        if child.tag == "object":
+            yield child
+        else:
+            yield from _outermost(child)
+
+
+def _check_depth(root: Element, elements: list[Element], path: Path) -> list[Problem]:
+    """Objects below something else than <annotation>."""
+    problems = []
+    deeper = len(elements) - len(root.findall("object"))
+    if deeper:
+        text = f"{deeper} of its <object> lie deeper than directly in <annotation>; they are read all the same"
+        problems.append(Problem("objects nested", path, None, text, "noted"))
+    within = sum(1 for _ in root.iter("object")) - len(elements)
+    if within:
+        text = f"{within} of its <object> lie inside another <object> and are not read; move them beside it"
+        problems.append(Problem("objects in objects", path, None, text))
+    return problems
 
 
 def _check_size(root: Element, path: Path, size: tuple[int, int]) -> list[Problem]:
@@ -71,20 +102,58 @@ def _read_object(
     element: Element, number: int, path: Path, size: tuple[int, int], data: DataConfig, index: dict[str, int]
 ) -> tuple[Object | None, list[Problem]]:
     """An <object>, or None if it is left out, and what is wrong with it."""
-    label, problems = check_class((element.findtext("name") or "").strip(), index, path, number, data)
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        text, ignored = "has no class: its <name> is empty or missing", data.on_unknown_class == "ignore"
+        text += "" if ignored else "; write one of classes there, or set data.on_unknown_class: ignore"
+        return None, [Problem("no class name", path, number, text, "ignored" if ignored else "error")]
+    label, problems = check_class(name, index, path, number, data)
     if label is None:
         return None, problems
-    flag = (element.findtext("difficult") or "0").strip().lower()
-    if flag not in ("", "0", "1", "false", "true"):
+    flag = (element.findtext("difficult") or "").strip().lower()
+    if flag not in FLAGS:
         return None, [Problem("bad <difficult>", path, number, f"its <difficult> is {flag!r}; write 0 or 1")]
-
     sides = _sides(element)
+    problem = _check_shape(element, sides, size, data, path, number)
+    if problem is not None:
+        return None, [problem]
     box = _half_open(sides, data.xml_origin)
     hint = ""
     if data.xml_origin == 1 and -1 <= box[:2].min() < 0:
         hint = "; the first pixel is 1 here: set data.xml_origin: 0 if your tool counts from 0"
     good, problems = check_box(box, f"({', '.join(sides)})", size, path, number, data, hint)
-    return None if good is None else (good, label, flag in ("1", "true")), problems
+    return None if good is None else (good, label, FLAGS[flag]), problems
+
+
+def _check_shape(
+    element: Element, sides: list[str], size: tuple[int, int], data: DataConfig, path: Path, number: int
+) -> Problem | None:
+    """Whether the object has one <bndbox>, in pixels; what it has instead is named."""
+    tags = Counter(child.tag for child in element)
+    others = [text for tag, text in OTHER_SHAPES.items() if tags[tag]]
+    if tags["bndbox"] > 1:
+        kind = "box not alone"
+        text = f"has {tags['bndbox']} <bndbox>, and an object is one box; give each an <object> of its own"
+    elif tags["bndbox"] == 0 and others:
+        kind = "box of another shape"
+        text = f"has no <bndbox> but {others[0]}; export boxes from your tool, or add the <bndbox> around it"
+    elif size > (1, 1) and _are_fractions(sides):
+        kind = "box in fractions"
+        text = f"its box ({', '.join(sides)}) cannot be pixels: its numbers are fractions of the image; export pixels"
+    else:
+        return None
+    if data.on_bad_box == "error":
+        return Problem(kind, path, number, f"{text}, or set data.on_bad_box: skip")
+    return Problem(kind, path, number, text, "skipped")
+
+
+def _are_fractions(sides: list[str]) -> bool:
+    """Whether all four numbers are in [0, 1], and not all whole: no box of pixels is so small."""
+    try:
+        raw = [float(text) for text in sides]
+    except ValueError:
+        return False
+    return all(0 <= value <= 1 for value in raw) and any(0 < value < 1 for value in raw)
 
 
 def _half_open(sides: list[str], origin: int) -> np.ndarray:

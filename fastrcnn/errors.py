@@ -2,4 +2,4 @@
 
 
 class FastRCNNError(Exception):
-    """Something the user can mend: a bad file, box, key or setting. The tools print it as one sentence."""
+    """Something the user can fix: a bad file, box, key or setting. The tools print it as one sentence."""

@@ -1,14 +1,20 @@
-"""Files that are whole or not there: atomic writes, locks that die with their process, checked safetensors."""
+"""Files that are whole or not there: atomic writes, safe names, checked safetensors, locks."""
 
 import contextlib
-import fcntl
+import errno
+import glob
 import hashlib
 import json
 import os
-import tempfile
+import re
+import secrets
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from fastrcnn.errors import FastRCNNError
 
@@ -17,58 +23,100 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "fastrcnn"
 DIGEST_SIZE = 16  # bytes
+WAITS = (0.1, 0.2, 0.4, 0.8)  # seconds between attempts to replace a file that another program has open
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file that appears under `path` only once it is complete and on the disk.
 
-    Writes a temporary file in the same folder, fsyncs it, and renames it. Whatever goes wrong, the file that stood at
-    `path` before stays. Raises FastRCNNError for a full disk or a folder that cannot be written.
+    Writes a temporary file in the same folder, fsyncs it, and renames it. Whatever goes wrong, the file that was at
+    `path` before stays. Raises FastRCNNError for a full disk, a folder that cannot be written, and, on Windows, a file
+    that another program has open.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
-        os.fchmod(handle, 0o666 & ~_umask())
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        temporary = None
-        _fsync_folder(path.parent)
+        _replace(temporary, path)
     except OSError as e:
         raise FastRCNNError(
             f"{path}: cannot be written: {e.strerror or e}; free space or choose another folder. "
             "What was there before is unchanged"
         ) from e
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # renamed, or never made
+            temporary.unlink()
+    _fsync_folder(path.parent)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what atomic_write under `folder` left when it was killed; only for who holds the lock on these files."""
-    for path in folder.glob(f".{name}.*.tmp"):
-        path.unlink(missing_ok=True)
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename over `path`. Windows refuses while the file is open elsewhere; virus scanners let go after a moment."""
+    for wait in WAITS:
+        with contextlib.suppress(PermissionError):
+            temporary.replace(path)
+            return
+        time.sleep(wait)
+    try:
+        temporary.replace(path)
+    except PermissionError as e:
+        raise FastRCNNError(
+            f"{path}: cannot be replaced: {e.strerror}; close the program that has it open (a viewer, a training run, "
+            "an evaluation) and run again. What was there before is unchanged"
+        ) from e
 
 
 def _fsync_folder(folder: Path) -> None:
-    """A rename survives a power cut only when its folder is on the disk too."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """A rename survives a power cut only when its folder is on the disk too. Windows opens no folders, some network
+    file systems sync none; the file itself is whole."""
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what atomic_write under `folder` left when it was killed; only for who holds the lock on these files."""
+    for path in folder.glob(f".{glob.escape(name)}.????????.tmp" if name else ".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+# ---- names
+
+# What Windows, the strictest, forbids in names, and halves of characters, which stand for bytes that are not UTF-8.
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\ud800-\udfff]|[. ]$')
+_DEVICES = re.compile(
+    r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9\u00b9\u00b2\u00b3]) *(\..*)?", re.IGNORECASE | re.DOTALL
+)
+_CHANGED = re.compile(r"~[0-9a-f]{10}$")
+_LONGEST = 200  # bytes; file systems take 255, and callers add a prefix, a suffix, a temporary's name
+
+
+def safe_name(name: str) -> str:
+    """A file name, yet without suffix, that every system takes, for a name that a user gave: of a class, of a picture.
+
+    A good name comes back as it is. In others, what is forbidden becomes `_`, a long one is cut, and `~` with a digest
+    of the whole name follows, so that two names never give one file. (Names that differ in case only are one file on
+    Windows and macOS: who writes many compares them by str.casefold.)
+    """
+    safe = _FORBIDDEN.sub("_", name) or "_"
+    if _DEVICES.fullmatch(safe):
+        safe = f"_{safe}"
+    encoded = safe.encode()
+    if safe == name and len(encoded) <= _LONGEST and not _CHANGED.search(name):
+        return name
+    digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=5).hexdigest()
+    return f"{encoded[: _LONGEST - 11].decode(errors='ignore')}~{digest}"
+
+
+# ---- contents
 
 
 def file_digest(path: str | Path) -> bytes:
@@ -104,15 +152,15 @@ def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]
 
     Raises FastRCNNError for a file that is missing, cut short, not safetensors, or holds numbers that are not finite.
     """
-    import torch
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            # Copies: what get_tensor gives is a view of the file, and would change if someone wrote into it later.
+            # Copies: what get_tensor gives is a view of the file. It would change if someone wrote into it later, and
+            # Windows replaces no file that is mapped.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-        bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
+        bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     except FileNotFoundError:
         raise FastRCNNError(f"{path}: no such file") from None
     except (OSError, SafetensorError, ValueError, RuntimeError) as e:  # RuntimeError: a type torch cannot compute with
@@ -126,40 +174,42 @@ def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]
     return tensors, metadata
 
 
-_held: set[int] = set()
+def _is_finite(tensor: "Tensor") -> bool:
+    """Whether all numbers are; without a copy of large tensors, since NaN and infinity are their own extremes."""
+    if not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    if tensor.is_complex() or tensor.element_size() == 1:  # torch finds no extremes of these
+        return bool((tensor if tensor.is_complex() else tensor.float()).isfinite().all())
+    low, high = tensor.aminmax()
+    return bool(low.isfinite() and high.isfinite())
 
 
-def _drop_locks() -> None:
-    """A forked process does not inherit locks: it may live on when the one that took them was killed."""
-    for handle in _held:
-        os.close(handle)
-    _held.clear()
+# ---- locks
 
-
-os.register_at_fork(after_in_child=_drop_locks)
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 @contextlib.contextmanager
 def lock(path: str | Path, what: str) -> Iterator[None]:
-    """Hold `path` as a lock file; the system drops it when the process dies. `what` names the thing in the error.
+    """Hold `path` as a lock file; the system drops it when the process dies, forked processes do not inherit it.
 
-    Raises FastRCNNError when another process holds it.
+    `what` names the thing in the error. Raises FastRCNNError when another process holds it, and where it cannot be
+    held.
     """
     path = Path(path)
+    held = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as e:
-        raise FastRCNNError(f"{path}: cannot be written: {e.strerror}; choose another folder") from e
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
+        held.acquire()
+    except Timeout:
         raise FastRCNNError(f"{path}: {what} is in use by another process; wait for it or choose another") from None
-    _held.add(handle)
+    except (OSError, NotImplementedError) as e:
+        if isinstance(e, NotImplementedError) or e.errno in _NO_LOCKS:
+            raise FastRCNNError(
+                f"{path}: its file system has no locks, like some network drives; choose a folder on another disk"
+            ) from e
+        raise FastRCNNError(f"{path}: cannot be written: {e.strerror or e}; choose another folder") from e
     try:
         yield
     finally:
-        if handle in _held:  # not so in a forked process
-            _held.remove(handle)
-            os.close(handle)
+        held.release()

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -18,18 +19,42 @@ def cores() -> int:
 
 
 @contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C, also while they import and would stop with a traceback.
+
+    A terminal sends it to all processes, and the parent decides what becomes of the others. Both ways are inherited;
+    a Ctrl-C that the parent receives inside is raised at the end, on Windows lost.
+    """
+    if sys.platform == "win32":
+        import ctypes
+
+        ctypes.windll.kernel32.SetConsoleCtrlHandler(None, True)
+        try:
+            yield
+        finally:
+            ctypes.windll.kernel32.SetConsoleCtrlHandler(None, False)
+    elif hasattr(signal, "pthread_sigmask"):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    else:
+        yield
+
+
+@contextmanager
 def workers(processes: int) -> Iterator[Executor]:
     """A pool whose processes die with this one, and at once when the block is left, in the middle of an image too."""
+    if sys.platform == "win32":
+        processes = min(processes, 61)  # more handles than that Windows does not wait for
     context = multiprocessing.get_context("spawn")  # fork copies threads' locks in whatever state they are
     life, ours = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(life,))
-    # Ctrl-C reaches all processes, and the parent decides. They inherit the mask, so that one which is still importing
-    # does not stop with a traceback; each of these calls starts one.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    for _ in range(processes):
-        pool.submit(int)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
+        with deaf_to_ctrl_c():
+            for _ in range(processes):  # each of these calls starts one
+                pool.submit(int)
         yield pool
     finally:
         ours.close()
@@ -45,4 +70,5 @@ def _start_worker(life: Connection) -> None:
         os._exit(1)
 
     threading.Thread(target=follow_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)  # one image per core is the faster division

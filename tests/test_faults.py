@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import json
 import logging
 import os
@@ -89,14 +90,17 @@ def limit_file_size(size):
 
 def read_only(folder):
     """The system refuses to make files in a folder, as it does to a user who is not root."""
-    original = os.open
 
-    def refusing(path, flags, *args, **kwargs):
-        if flags & os.O_CREAT and Path(os.fsdecode(path)).parent == folder:
-            raise PermissionError(13, "Permission denied")
-        return original(path, flags, *args, **kwargs)
+    def refusing(original, makes):
+        def opened(path, how="r", *args, **kwargs):
+            if makes(how) and not isinstance(path, int) and Path(os.fsdecode(path)).parent == folder:
+                raise PermissionError(13, "Permission denied")
+            return original(path, how, *args, **kwargs)
 
-    os.open = refusing
+        return opened
+
+    os.open = refusing(os.open, lambda flags: flags & os.O_CREAT)
+    io.open = refusing(io.open, lambda mode: mode[0] in "wax")
 
 
 # ---- SIGKILL

@@ -1,14 +1,28 @@
 import errno
 import hashlib
 import os
+import signal
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import atomic_write, file_digest, lock, read_tensors, write_json, write_tensors
+from fastrcnn.files import (
+    atomic_write,
+    file_digest,
+    lock,
+    read_tensors,
+    remove_leftovers,
+    safe_name,
+    write_json,
+    write_tensors,
+)
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -120,6 +134,7 @@ def test_a_digest_is_of_all_bytes_and_of_nothing_else(tmp_path):
     assert len({one, last, empty}) == 3
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX modes")
 def test_new_files_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
@@ -128,3 +143,188 @@ def test_new_files_follow_the_umask(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_leftovers_of_one_file_only_are_removed(tmp_path):
+    names = [".a[1].bin.0123abcd.tmp", ".a[1].bin.x.0123abcd.tmp", ".a1.bin.0123abcd.tmp", "a[1].bin"]
+    for name in names:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path, "a[1].bin")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[1:])
+    remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a[1].bin"]
+
+
+def test_what_atomic_write_leaves_when_killed_is_a_leftover(tmp_path):
+    with atomic_write(tmp_path / "a[1].bin") as file:
+        left = Path(file.name)
+        copy = left.with_name(left.name.replace(left.name[-7], "0"))
+        copy.write_bytes(b"half")
+    remove_leftovers(tmp_path, "a[1].bin")
+    assert [p.name for p in tmp_path.iterdir()] == ["a[1].bin"]
+
+
+def refuse_replace(monkeypatch, times):
+    """As Windows does while another program has the file open."""
+    real, calls = Path.replace, []
+
+    def replace(self, target):
+        calls.append(target)
+        if len(calls) <= times:
+            raise PermissionError(13, "The process cannot access the file")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+
+
+def test_a_file_that_is_open_for_a_moment_is_replaced(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"before")
+    refuse_replace(monkeypatch, 3)
+    with atomic_write(tmp_path / "a") as file:
+        file.write(b"after")
+    assert (tmp_path / "a").read_bytes() == b"after" and len([*tmp_path.iterdir()]) == 1
+
+
+def test_a_file_that_stays_open_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"before")
+    refuse_replace(monkeypatch, 99)
+    with (
+        pytest.raises(FastRCNNError, match=r"a: cannot be replaced: .*close the program that has it open"),
+        atomic_write(tmp_path / "a") as file,
+    ):
+        file.write(b"after")
+    assert (tmp_path / "a").read_bytes() == b"before" and len([*tmp_path.iterdir()]) == 1
+
+
+def test_a_file_system_that_syncs_no_folders(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with atomic_write(tmp_path / "a") as file:
+        file.write(b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", none)
+    with (
+        pytest.raises(FastRCNNError, match=r"\.lock: its file system has no locks.*another disk"),
+        lock(tmp_path / ".lock", "it"),
+    ):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_process_holds_no_lock(tmp_path):
+    """Loader processes live on for seconds when the one that started them was killed."""
+    code = f"""
+import os, time
+from fastrcnn.files import lock
+with lock({str(tmp_path / ".lock")!r}, "it"):
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    print(child, flush=True)
+    time.sleep(60)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    child = int(holder.stdout.readline())
+    try:
+        holder.kill()
+        holder.wait()
+        os.kill(child, 0)  # lives
+        with lock(tmp_path / ".lock", "it"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", "float16", "float64", "float8_e4m3fn", "float8_e5m2", "complex64"]
+)
+@pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
+def test_numbers_that_are_not_finite_are_refused_in_every_type(tmp_path, dtype, bad):
+    tensor = torch.zeros(3, 5, dtype=torch.float32)
+    path = tmp_path / "a.safetensors"
+    kind = getattr(torch, dtype)
+    write_tensors(path, {"a": tensor.to(kind), "empty": torch.zeros(0, dtype=kind), "n": torch.arange(3)}, {})
+    assert read_tensors(path)[0]["a"].dtype == kind
+    tensor[1, 2] = float("nan") if dtype == "float8_e4m3fn" else float(bad)  # that type has no infinity
+    write_tensors(path, {"a": tensor.to(kind)}, {})
+    with pytest.raises(FastRCNNError, match="a holds numbers that are not finite"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["car", "IMG_0001", "motor bike", "żółw", "a.b", "犬", "x" * 200, "com", "CONCERT", "a~1"]
+)
+def test_good_names_stay(name):
+    assert safe_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "a\\b",
+        "a:b",
+        "a*",
+        "a?",
+        "a.",
+        "a ",
+        "CON",
+        "con.txt",
+        "Nul ",
+        "COM1",
+        "lpt9.x",
+        "COM\u00b9",
+    ]
+    + ["x" * 201, "é" * 101, "a\nb", "a\x00", "a\udce9", "car~0123456789", 'say "a"', "<a>", "a|b"],
+)
+def test_names_that_some_system_refuses_are_changed(name, tmp_path):
+    safe = safe_name(name)
+    assert safe != name and safe == safe_name(name)
+    (tmp_path / f"{safe}.jpg").write_bytes(b"")  # the system itself
+    (tmp_path / safe).write_bytes(b"")
+    with atomic_write(tmp_path / f"a_prefix_{safe}.jpg") as file:
+        file.write(b"")
+
+
+AWKWARD = (
+    st.text(st.sampled_from('ab.~/: "CON1\u00e9\udce9\n'))
+    | st.text()
+    | st.sampled_from(["CON", "con.x", "~0123456789"])
+)
+
+
+@given(st.lists(AWKWARD, unique=True, min_size=2, max_size=2))
+def test_two_names_never_give_one_file_and_each_is_safe(names):
+    first, second = map(safe_name, names)
+    assert first != second
+    for safe in (first, second):
+        assert 0 < len(safe.encode()) <= 200 and not set(safe) & set('<>:"/\\|?*') and min(safe) >= " "
+        assert safe[-1] not in ". "
+        stem = safe.split(".")[0].rstrip().upper()
+        assert stem not in {"CON", "PRN", "AUX", "NUL"} and not (
+            stem[:3] in ("COM", "LPT") and stem[3:].isdigit() and len(stem) == 4
+        )
+
+
+@given(AWKWARD)
+def test_a_changed_name_is_never_another_s_good_name(name):
+    safe = safe_name(name)
+    assert safe == name or safe_name(safe) != safe

@@ -12,6 +12,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/python -m pytest
 
 # Twenty minutes: kills a training run 50 times, and gives every reader 10,000 damaged files.
@@ -25,4 +26,4 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs data/shapes
+	rm -rf $(VENV) build runs data/shapes

@@ -76,6 +76,10 @@ class TargetStatistics:
     mean: Float[Tensor, "K 4"]
     std: Float[Tensor, "K 4"]
 
+    def to(self, device: torch.device) -> "TargetStatistics":
+        """The same statistics on a device."""
+        return TargetStatistics(self.mean.to(device), self.std.to(device))
+
     def normalise(self, bbox_targets: Float[Tensor, "R 4"], labels: Int64[Tensor, "R"]) -> Float[Tensor, "R 4"]:
         """Targets of RoIs with these labels, at zero mean and unit std per class."""
         return (bbox_targets - self.mean[labels]) / self.std[labels]

@@ -146,7 +146,7 @@ def moments(rng: random.Random, seconds: float, iterations: int) -> Iterator[tup
             ("pathlib:Path.unlink", 2, CHECKPOINT),  # the removal of an old checkpoint
             ("torch:optim.SGD.step", iterations // 2, ""),
             ("fastrcnn.data.loader:read_image", iterations, ""),  # in the loader, in its process if it has one
-            ("fastrcnn.train.loop:multi_task_loss", iterations // 2, ""),
+            ("fastrcnn.train.step:multi_task_loss", iterations // 2, ""),
         ):
             for when in ("before", "after"):
                 number = rng.randint(1, most)

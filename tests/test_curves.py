@@ -1,20 +1,15 @@
-import json
-
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from fastrcnn.errors import FastRCNNError
 from fastrcnn.train import curves
-from fastrcnn.train.curves import plot_losses, read_metrics, running_mean
+from fastrcnn.train.curves import plot_losses, running_mean
 
 
 def record(iteration, loss, **more):
     return {"iteration": iteration, "loss": loss, "loss_cls": loss / 2, "loss_bbox": loss / 2, "lr": 0.001} | more
-
-
-def lines(*records):
-    return "".join(json.dumps(r) + "\n" for r in records)
 
 
 def coloured(path):
@@ -23,41 +18,25 @@ def coloured(path):
     return pixels, (pixels.max(axis=2) - pixels.min(axis=2)) > 60
 
 
-def test_metrics_come_back_as_written(tmp_path):
-    records = [record(20, 1.5), record(40, float("nan"), map=0.25)]
-    (tmp_path / "m.jsonl").write_text(lines(*records))
-    read = read_metrics(tmp_path / "m.jsonl")
-    assert read[0] == records[0] and read[1]["map"] == 0.25 and np.isnan(read[1]["loss"])
-    (tmp_path / "empty.jsonl").write_text("")
-    assert read_metrics(tmp_path / "empty.jsonl") == []
-
-
-def test_a_last_line_cut_anywhere_is_ignored(tmp_path):
-    whole, cut = lines(record(20, 1.5)), json.dumps(record(40, 1.25, note="ü"), ensure_ascii=False).encode()
-    for end in range(len(cut)):
-        (tmp_path / "m.jsonl").write_bytes(whole.encode() + cut[:end])
-        assert read_metrics(tmp_path / "m.jsonl") == [record(20, 1.5)]
-    (tmp_path / "m.jsonl").write_bytes(whole.encode() + cut)  # only its line end is missing
-    assert [r["iteration"] for r in read_metrics(tmp_path / "m.jsonl")] == [20, 40]
-
-
-@pytest.mark.parametrize("bad", ['{"iteration": 40, "lo', "[1, 2]", '{"loss": 1}', '{"iteration": "40"}', "7"])
-def test_any_other_bad_line_is_named(tmp_path, bad):
-    (tmp_path / "m.jsonl").write_text(lines(record(20, 1.5)) + bad + "\n" + lines(record(60, 1.0)))
-    with pytest.raises(FastRCNNError, match=r"m\.jsonl: line 2 "):
-        read_metrics(tmp_path / "m.jsonl")
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FastRCNNError, match=r"none\.jsonl: cannot be read"):
-        read_metrics(tmp_path / "none.jsonl")
-
-
 def test_running_mean_by_hand():
     values = np.array([1.0, 2.0, 6.0, 3.0])
     assert running_mean(values, 1).tolist() == [1.5, 3.0, 11 / 3, 4.5]
     assert running_mean(values, 0).tolist() == values.tolist()
     assert running_mean(values[:0], 3).tolist() == []
+
+
+@given(
+    values=st.lists(st.floats(-1e6, 1e6), max_size=60).map(np.array),
+    reach=st.integers(0, 80),
+)
+def test_running_mean_is_that_of_the_loop(values, reach):
+    slow = [values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))]
+    assert running_mean(values, reach) == pytest.approx(np.array(slow), rel=1e-9, abs=1e-6)
+
+
+def test_running_mean_of_broken_values_breaks_their_windows_only():
+    found = running_mean(np.array([1.0, 2.0, np.nan, 4.0, 5.0, 6.0]), 1)
+    assert np.isnan(found).tolist() == [False, True, True, True, False, False] and found[5] == 5.5
 
 
 def test_points_are_in_order_and_the_last_record_of_an_iteration_counts():

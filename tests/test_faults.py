@@ -24,7 +24,7 @@ from fastrcnn.boxes import TargetStatistics
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import read_tensors
 from fastrcnn.model.weights import build, save_weights
-from fastrcnn.train import loop
+from fastrcnn.train import step
 from fastrcnn.train.checkpoint import checkpoints
 from fastrcnn.train.loop import train
 
@@ -398,12 +398,12 @@ def tree_config(tree):
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched(tree, tmp_path, monkeypatch):
-    def poisoned(model, limit):
+    def poisoned(model):
         model.fc6.weight.grad[0, 0] = float("inf")
-        return original(model, limit)
+        return original(model)
 
-    original = loop.clip_gradient
-    monkeypatch.setattr(loop, "clip_gradient", poisoned)
+    original = step.gradient_norm
+    monkeypatch.setattr(step, "gradient_norm", poisoned)
     before = build(tree_config(tree)).fc7.weight.clone()
     seen = []
     monkeypatch.setattr(torch.optim.SGD, "step", lambda *_: seen.append(before))

@@ -1,6 +1,7 @@
 import logging
 import shutil
 from collections import namedtuple
+from threading import Event
 
 import pytest
 import torch
@@ -53,11 +54,11 @@ def test_vgg16_from_the_cache_is_the_same_bit_for_bit(cached):
     cached["model"]["fc_width"] = 8
     images, config, model, cache = cache_of(cached)
     cache.records, cache.digests = images.records[:1], cache.digests[:1]
-    cache.make(model, CPU, ())
+    cache.make(model, CPU, Event())
     pixels = model.normalisation
     one = ImageSet(images.records[:1], images.proposals)
     plain = BatchDataset(one, config, pixels.mean, pixels.std)
-    stored = BatchDataset(one, config, pixels.mean, pixels.std, cache)
+    stored = BatchDataset(one, config, pixels.mean, pixels.std, cache.features)
     for image, maps in zip(plain[0].images, stored[0].maps, strict=True):
         assert maps.dtype == torch.bfloat16 and maps.permute(1, 2, 0).is_contiguous()
         assert torch.equal(maps, model.frozen_features(image))
@@ -75,14 +76,16 @@ def test_a_kill_loses_at_most_one_image_and_nothing_is_made_twice(cached, monkey
 
     monkeypatch.setattr(FastRCNN, "frozen_features", counting)
     with pytest.raises(MemoryError):
-        cache.make(model, CPU, ())
+        cache.make(model, CPU, Event())
     assert len(list(cache.folder.glob("*.safetensors"))) == 5
     monkeypatch.setattr(FastRCNN, "frozen_features", lambda self, image: made.append(1) or original(self, image))
+    stop = Event()
+    stop.set()
     with pytest.raises(KeyboardInterrupt):
-        cache.make(model, CPU, [2])
+        cache.make(model, CPU, stop)
     with caplog.at_level(logging.INFO):
-        cache.make(model, CPU, ())
-        cache.make(model, CPU, ())
+        cache.make(model, CPU, Event())
+        cache.make(model, CPU, Event())
     assert len(made) == 16 == len(list(cache.folder.glob("*.safetensors")))  # 8 images and their mirror images
     assert ", 0.00B to make" in caplog.messages[-1]
 
@@ -91,7 +94,7 @@ def test_the_size_that_is_told_is_what_is_written(cached, caplog):
     cached["image"] = {"train_short_side": [96, 333]}
     *_, model, cache = cache_of(cached)
     with caplog.at_level(logging.INFO):
-        cache.make(model, CPU, ())
+        cache.make(model, CPU, Event())
     told = sum(4 * cache.shapes[cache._size(i, side)].numel() for i, _, side in cache._entries())
     written = sum(t.numel() * 4 for p in cache.folder.glob("*.safetensors") for t in read_tensors(p)[0].values())
     assert told == written and f"{tqdm.format_sizeof(told, 'B')} in " in caplog.text
@@ -101,7 +104,7 @@ def test_what_the_numbers_depend_on_names_them(cached, shapes, tmp_path):
     root = tmp_path / "copy"
     shutil.copytree(shapes, root)
     cached["data"]["train"][0]["root"] = str(root)
-    records, *_, model, cache = cache_of(cached)
+    images, _, model, cache = cache_of(cached)
     same, folder = cache.path(0, False, 96), cache.folder
     names = {cache.path(0, True, 96), cache.path(1, False, 96), cache.path(0, False, 97), same}
     assert len(names) == 4
@@ -112,7 +115,7 @@ def test_what_the_numbers_depend_on_names_them(cached, shapes, tmp_path):
     folders = {cache_of({**cached, **other})[-1].folder for other in others}
     assert len(folders) == len(others) and folder not in folders
 
-    with records[0].path.open("ab") as file:  # the picture changes, its name does not
+    with images.records[0].path.open("ab") as file:  # the picture changes, its name does not
         file.write(b"\0")
     changed = cache_of(cached)[-1]
     assert changed.path(0, False, 96) != same and changed.path(1, False, 96) == cache.path(1, False, 96)
@@ -128,18 +131,18 @@ def test_faults_are_told_and_mended(cached, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage(10))
         with pytest.raises(FastRCNNError, match="the disk has 10.0B left; free space, set feature_cache"):
-            cache.make(model, CPU, ())
-    cache.make(model, CPU, ())
+            cache.make(model, CPU, Event())
+    cache.make(model, CPU, Event())
     plan = namedtuple("plan", "index flip short_side")(0, False, 96)
     path = cache.path(*plan)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FastRCNNError, match=f"{path.name}: cannot be read .*remove it and --resume"):
-        cache(plan)
-    cache.make(model, CPU, ())
+        cache.features(plan)
+    cache.make(model, CPU, Event())
     assert path.read_bytes() == whole
     write_tensors(path, {"maps": torch.zeros(50, 50, 32)}, {})
     with pytest.raises(FastRCNNError, match=f"{path.name}: is of another image"):
-        cache(plan)
+        cache.features(plan)
     with pytest.raises(FastRCNNError, match="no layer is frozen; set model.freeze_up_to"):
         cache_of({**cached, "model": {**cached["model"], "freeze_up_to": ""}})

@@ -34,9 +34,9 @@ from fastrcnn.files import METADATA_KEY
 from fastrcnn.model import weights as weights_module
 from fastrcnn.model.backbones import output_channels
 from fastrcnn.model.weights import build, initialise, load_model, save_weights
-from fastrcnn.train import loop
 from fastrcnn.train.checkpoint import checkpoints, load_latest, save_checkpoint
-from fastrcnn.train.curves import _curve, read_metrics
+from fastrcnn.train.curves import _curve
+from fastrcnn.train.metrics import Metrics, read_metrics
 from fastrcnn.train.solver import make_optimizer
 
 TREE = {
@@ -452,7 +452,7 @@ def check_metrics(path: Path) -> None:
     """What the training loop does with them when it resumes, and with what it draws."""
     try:
         records = read_metrics(path)
-        kept = loop._Metrics(path, 3, 2).path.read_text().splitlines()
+        kept = Metrics(path, 3, 2).path.read_text().splitlines()
     except FastRCNNError as e:
         assert str(path) in str(e)
     else:

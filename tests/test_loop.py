@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from fastrcnn import config as configs
+from fastrcnn.boxes import TargetStatistics
 from fastrcnn.data.loader import Batch
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import lock, read_tensors
-from fastrcnn.train import loop
+from fastrcnn.model.weights import build, save_weights
 from fastrcnn.train.checkpoint import checkpoints
-from fastrcnn.train.loop import train
+from fastrcnn.train.loop import prepare, train
 
 
 def config_of(tree, output, **solver):
@@ -133,6 +134,47 @@ def test_a_signal_finishes_the_iteration_saves_and_stops(tree, tmp_path, number)
     assert same_weights(resumed, train(config_of(tree, tmp_path / "unbroken", max_iterations=done + 2)))
 
 
+def test_a_signal_during_an_evaluation_loses_no_iteration(tree, tmp_path):
+    tree["train"] |= {"checkpoint_every": 1000, "eval_every": 3}
+
+    def evaluate(_):
+        signal.raise_signal(signal.SIGINT)
+        return 0.5
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config_of(tree, tmp_path / "run"), evaluate=evaluate)
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["checkpoint_00000003.safetensors"]
+    resumed = train(config_of(tree, tmp_path / "run"), resume=True)
+    assert same_weights(resumed, train(config_of(tree, tmp_path / "unbroken")))
+
+
+@pytest.mark.parametrize("weights", ["", "other classes", "same classes"])
+def test_bbox_pred_starts_as_the_prototxt_says_unless_it_was_loaded(tree, tmp_path, weights):
+    """Every class's rows at std 0.001 and bias 0; the statistics of the targets touch no fresh layer."""
+    tree["model"]["fc_width"] = 512
+    if weights:
+        config = config_of(tree, tmp_path / "first", max_iterations=1)
+        model = build(config)
+        model.bbox_pred.bias.data.fill_(0.5)
+        statistics = TargetStatistics(torch.zeros(6, 4), torch.full((6, 4), 0.3))
+        tree["model"]["weights"] = str(tmp_path / "first.safetensors")
+        save_weights(tree["model"]["weights"], model, config, statistics)
+    if weights == "other classes":
+        tree["classes"][0] = "ring"
+        tree["data"]["on_unknown_class"] = "ignore"
+    config = config_of(tree, tmp_path / "run")
+    run = prepare(config, False, [], threading.Event())
+    layer = run.model.bbox_pred
+    if weights == "same classes":
+        target = run.statistics.std.flatten()
+        assert torch.allclose(layer.weight, model.bbox_pred.weight * 0.3 / target[:, None])
+        assert torch.allclose(layer.bias, (0.15 - run.statistics.mean.flatten()) / target)
+    else:
+        std = layer.weight.unflatten(0, (-1, 4)).flatten(1).std(dim=1)
+        assert torch.allclose(std, torch.full_like(std, 0.001), rtol=0.1)
+        assert torch.equal(layer.bias, torch.zeros_like(layer.bias))
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tree, tmp_path, caplog):
     unbroken = train(config_of(tree, tmp_path / "a"))
     train(config_of(tree, tmp_path / "b", max_iterations=6))
@@ -188,14 +230,3 @@ def test_a_loss_that_is_not_finite_stops_with_the_images_named(tree, tmp_path, m
     with pytest.raises(FastRCNNError, match=r"iteration 4: \w+ is nan on images \d+, \d+.*solver\.lr"):
         train(config_of(tree, tmp_path / "run"))
     assert [p.name for p in checkpoints(tmp_path / "run")] == ["checkpoint_00000003.safetensors"]
-
-
-def test_training_that_goes_nowhere_is_warned_of(caplog):
-    watch = loop._Watch()
-    for i in range(100):
-        watch.check(i, ["a"], {"loss": 0.1, "foreground": 0})
-    assert "no foreground RoI for 100 iterations" in caplog.text
-    assert "ten times" not in caplog.text
-    for i in range(100, 140):
-        watch.check(i, ["a"], {"loss": 2.0, "foreground": 3})
-    assert caplog.text.count("is over ten times its lowest, 0.100") == 1

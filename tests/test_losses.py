@@ -53,4 +53,17 @@ def test_diagnostics_by_hand():
     assert found["accuracy"] == pytest.approx(2 / 5)
     assert found["fg_accuracy"] == pytest.approx(1 / 4)
     assert found["false_negatives"] == pytest.approx(1 / 4)
-    assert found["foreground"] == 4
+    assert found["foreground"] == 4 and all(value.shape == () for value in found.values())
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 128])
+@pytest.mark.parametrize("foreground", [True, False])
+def test_diagnostics_are_those_of_means_to_the_last_bit(rows, foreground):
+    generator = torch.Generator().manual_seed(rows)
+    scores = torch.randn(rows, 4, generator=generator)
+    labels = torch.randint(4, (rows,), generator=generator) * foreground
+    right, chosen = (scores.argmax(dim=1) == labels).float(), labels > 0
+    slow = [right.mean(), right[chosen].mean(), (scores.argmax(dim=1)[chosen] == 0).float().mean(), chosen.sum()]
+    found = diagnostics(scores, labels)
+    for value, expected in zip(found.values(), slow, strict=True):
+        assert torch.equal(value.nan_to_num(-1), expected.nan_to_num(-1))

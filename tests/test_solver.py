@@ -5,7 +5,15 @@ import torch
 
 from fastrcnn.config import ModelConfig, SolverConfig
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.train.solver import clip_gradient, make_optimizer, parameter_groups, schedule, set_rate
+from fastrcnn.train.solver import (
+    check_layouts,
+    clip_gradient,
+    gradient_norm,
+    make_optimizer,
+    parameter_groups,
+    schedule,
+    set_rate,
+)
 
 
 @pytest.fixture
@@ -61,9 +69,44 @@ def test_one_step_of_sgd_by_hand(model):
 def test_clipping_bounds_the_whole_gradient(model):
     for p in model.parameters():
         p.grad = torch.randn_like(p) if p.requires_grad else None
-    before = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None))
-    assert clip_gradient(model, 0.0) == pytest.approx(before, rel=1e-5)
-    assert clip_gradient(model, 2.0) == pytest.approx(before, rel=1e-5)
-    assert clip_gradient(model, 0.0) == pytest.approx(2.0, rel=1e-3)
+    learned = [p for p in model.parameters() if p.grad is not None]
+    before = math.sqrt(sum(float(p.grad.square().sum()) for p in learned))
+    norm = float(gradient_norm(model))
+    assert norm == pytest.approx(before, rel=1e-5)
+    start = [p.grad.clone() for p in learned]
+    for bound in (0.0, 1.01 * norm):
+        clip_gradient(model, bound, norm)
+        assert all(torch.equal(p.grad, old) for p, old in zip(learned, start, strict=True))
+    clip_gradient(model, 2.0, norm)
+    assert float(gradient_norm(model)) == pytest.approx(2.0, rel=1e-3)
+    assert torch.allclose(learned[0].grad, start[0] * 2 / norm, rtol=1e-4)
     model.fc7.weight.grad[0, 0] = math.nan
-    assert math.isnan(clip_gradient(model, 2.0))
+    assert math.isnan(gradient_norm(model))
+
+
+def test_a_gradient_in_another_layout_than_its_weight_is_an_error(model):
+    """torch's fused SGD would pair each weight with another's gradient."""
+    optimizer = make_optimizer(model, SolverConfig())
+    for p in model.parameters():
+        p.grad = torch.randn_like(p) if p.requires_grad else None  # randn_like keeps the layout
+    optimizer.step()
+    before = model.fc7.weight.detach().clone()
+    right = model.fc7.weight.grad
+    model.fc7.weight.grad = right.t().contiguous().t()
+    assert torch.equal(model.fc7.weight.grad, right)
+    with pytest.raises(RuntimeError, match=r"shape \[8, 8\] has strides \(8, 1\), its gradient .* \(1, 8\)"):
+        optimizer.step()
+    assert torch.equal(model.fc7.weight, before)
+    model.fc7.weight.grad = right
+    momentum = optimizer.state[model.fc7.weight]["momentum_buffer"]
+    optimizer.state[model.fc7.weight]["momentum_buffer"] = momentum.t().contiguous().t()
+    with pytest.raises(RuntimeError, match=r"strides"):
+        optimizer.step()
+
+
+def test_strides_of_a_single_index_mean_nothing():
+    """The convolutions of a grey image in channels_last and in the default layout are the same numbers in a row."""
+    weight = torch.nn.Parameter(torch.randn(4, 1, 3, 3))
+    weight.grad = torch.randn(36).as_strided((4, 1, 3, 3), (9, 1, 3, 1))
+    assert weight.stride() == (9, 9, 3, 1) != weight.grad.stride()
+    check_layouts(torch.optim.SGD([weight], 0.1))

@@ -52,10 +52,21 @@ def test_an_earlier_run_is_unfolded_to_start_from(saved, config):
     model, path = saved
     config.model.weights = str(path)
     again = build(config)
-    assert initialise(again, config) is True
+    assert {"fc6", "fc7", "bbox_pred", "conv3_2"} <= initialise(again, config)
     unfold_statistics(again, STATISTICS)
     for name, tensor in model.state_dict().items():
         assert torch.allclose(again.state_dict()[name], tensor, rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("stated", ["", "torchvision"])
+def test_an_earlier_run_brings_its_normalisation_unless_another_is_stated(config, tmp_path, stated):
+    model = build(config)
+    model.normalisation = NORMALISATIONS["caffe"]
+    save_weights(tmp_path / "caffe.safetensors", model, config, STATISTICS)
+    config.model.weights, config.model.normalisation = str(tmp_path / "caffe.safetensors"), stated
+    again = build(config)
+    initialise(again, config)
+    assert again.normalisation == NORMALISATIONS[stated or "caffe"]
 
 
 def test_another_class_list_starts_its_siblings_at_random(saved, config, tree):
@@ -63,7 +74,7 @@ def test_another_class_list_starts_its_siblings_at_random(saved, config, tree):
     other = configs.from_dict({**tree, "classes": ["cat", "dog"], "model": {**tree["model"], "weights": str(path)}})
     model = build(other)
     start = model.cls_score.weight.clone()
-    assert initialise(model, other) is True
+    assert initialise(model, other) == {"conv1", "conv2", "conv3_1", "conv3_2", "fc6", "fc7"}
     assert torch.equal(model.cls_score.weight, start)
     assert torch.equal(model.backbone.conv2.weight, load_model(path)[0].backbone.conv2.weight)
 
@@ -97,7 +108,7 @@ def test_a_file_with_torchvision_keys_needs_its_normalisation_stated(tree, tmp_p
         initialise(None, vgg_config(tree, weights=str(path)))
     config = vgg_config(tree, weights=str(path), normalisation="caffe")
     model = build(config)
-    assert initialise(model, config) is False  # no fc layers in it
+    assert len(initialise(model, config)) == 13  # no fc layers in it
     assert model.normalisation == NORMALISATIONS["caffe"]
     assert torch.equal(model.backbone.conv1_1.weight, tensors["features.0.weight"].float())
     assert torch.equal(model.backbone.conv5_3.bias, tensors["features.28.bias"].float())
@@ -109,11 +120,11 @@ def test_fully_connected_layers_come_along_when_they_fit(tree, tmp_path):
     save_file(tensors, path)
     config = vgg_config(tree, weights=str(path), normalisation="caffe")
     model = build(config)
-    assert initialise(model, config) is True
+    assert {"fc6", "fc7"} <= initialise(model, config)
     assert torch.equal(model.fc6.weight, tensors["classifier.0.weight"].float())
     assert torch.equal(model.fc7.bias, tensors["classifier.3.bias"].float())
     wider = vgg_config(tree, weights=str(path), normalisation="caffe", fc_width=24)
-    assert initialise(build(wider), wider) is False
+    assert not {"fc6", "fc7"} & initialise(build(wider), wider)
 
 
 def test_torchvision_weights_are_fetched_by_name(tree, tmp_path, monkeypatch):
@@ -133,7 +144,7 @@ def test_torchvision_weights_are_fetched_by_name(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     config = vgg_config(tree, weights="LOCAL")
     model = build(config)
-    assert initialise(model, config) is False
+    assert initialise(model, config) == {n for n in model.backbone._modules if n.startswith("conv")}
     assert torch.equal(model.backbone.conv3_2.weight, tensors["features.12.weight"].float())
     assert model.normalisation.mean == pytest.approx((127.5, 102, 76.5))
     assert model.normalisation.std == pytest.approx((1, 1, 1))

@@ -26,15 +26,14 @@ def multi_task_loss(
 
 
 @torch.no_grad()
-def diagnostics(scores: Tensor, labels: Tensor) -> dict[str, float]:
+def diagnostics(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """How classification stands: scores [R, K], labels [R] -> accuracy of all and of foreground RoIs, the share of
-    foreground RoIs called background, and their number. Shares of nothing are NaN."""
-    predicted = scores.argmax(dim=1)
-    foreground = labels > 0
-    right = (predicted == labels).float()
+    foreground RoIs called background, and their number, as scalars on the same device. Shares of nothing are NaN."""
+    predicted, foreground = scores.argmax(dim=1), labels > 0
+    right, count = predicted == labels, foreground.sum()
     return {
-        "accuracy": right.mean().item(),
-        "fg_accuracy": right[foreground].mean().item(),
-        "false_negatives": (predicted[foreground] == 0).float().mean().item(),
-        "foreground": int(foreground.sum()),
+        "accuracy": right.sum() / len(labels),
+        "fg_accuracy": (right & foreground).sum() / count,
+        "false_negatives": ((predicted == 0) & foreground).sum() / count,
+        "foreground": count,
     }

@@ -35,33 +35,35 @@ def build(config: Config) -> FastRCNN:
 
 
 @torch.no_grad()
-def initialise(model: FastRCNN, config: Config) -> bool:
+def initialise(model: FastRCNN, config: Config) -> set[str]:
     """Give the model the weights that config.model.weights names, and their normalisation of pixels.
 
-    Returns whether fc6 and fc7 came with them; if not, they wait for fast_rcnn.scaled_start. Sibling layers come only
-    from an own earlier run with the same class list. Raises FastRCNNError for weights that cannot be had or do not fit.
+    Returns the names of the layers that were loaded. fc6 and fc7, if not among them, wait for fast_rcnn.scaled_start;
+    cls_score and bbox_pred keep the start of models/VGG16/train.prototxt (N(0, 0.01) and N(0, 0.001), biases 0) unless
+    they come from an earlier run with the same class list: that bbox_pred waits for unfold_statistics. Raises
+    FastRCNNError for weights that cannot be had or do not fit.
     """
     name = config.model.weights
     stated = NORMALISATIONS.get(config.model.normalisation)
     if not name:
         model.normalisation = stated or NORMALISATIONS["torchvision"]
-        return False
+        return set()
     if name in VGG16_Weights.__members__:
         tensors, normalisation = _torchvision_weights(name)
-        return _take_torchvision(model, tensors, stated or normalisation, name)
+        return load_torchvision(model, tensors, stated or normalisation, name)
     if not name.endswith(".safetensors"):
         raise FastRCNNError(
             f"model.weights: {name!r} is neither a .safetensors file nor one of {', '.join(VGG16_Weights.__members__)}"
         )
     tensors, metadata = read_tensors(name)
     if metadata.get("format") == FORMAT:
-        return _take_own(model, tensors, metadata, config.classes, name)
+        return load_own_run(model, tensors, metadata, config, name)
     if stated is None:
         raise FastRCNNError(
             f"{name}: does not say how pixels are normalised; set model.normalisation to caffe (mean subtracted, no "
             "division) or torchvision (mean and std)"
         )
-    return _take_torchvision(model, tensors, stated, name)
+    return load_torchvision(model, tensors, stated, name)
 
 
 def _torchvision_weights(name: str) -> tuple[dict[str, Tensor], Normalisation]:
@@ -84,47 +86,62 @@ def _torchvision_weights(name: str) -> tuple[dict[str, Tensor], Normalisation]:
 TORCHVISION_FC = {"fc6": "classifier.0", "fc7": "classifier.3"}
 
 
-def _take_torchvision(model: FastRCNN, tensors: dict[str, Tensor], normalisation: Normalisation, source: str) -> bool:
-    """Take over weights with torchvision's keys; IMAGENET1K_FEATURES has no fc layers, or NaN in their place."""
+def load_torchvision(
+    model: FastRCNN, tensors: dict[str, Tensor], normalisation: Normalisation, source: str
+) -> set[str]:
+    """Take over weights with torchvision's keys; returns the names of the layers loaded.
+
+    IMAGENET1K_FEATURES has no fc layers, or NaN in their place. Raises FastRCNNError for convolutions that do not fit.
+    """
     model.normalisation = normalisation
     positions = [i for i, layer in enumerate(backbones.vgg16()) if isinstance(layer, nn.Conv2d)]
-    convolutions = [layer for layer in model.backbone if isinstance(layer, nn.Conv2d)]
-    for position, layer in zip(positions, convolutions, strict=False):
-        _copy(layer, tensors, f"features.{position}", source)
-    if any(f"{key}.weight" not in tensors for key in TORCHVISION_FC.values()):
-        return False
-    if not all(bool(torch.isfinite(tensors[f"{key}.weight"]).all()) for key in TORCHVISION_FC.values()):
-        return False
-    if any(tensors[f"{key}.weight"].shape != getattr(model, name).weight.shape for name, key in TORCHVISION_FC.items()):
+    loaded = _copy_backbone(model, tensors, [f"features.{i}" for i in positions], source)
+    weights = {name: tensors.get(f"{key}.weight") for name, key in TORCHVISION_FC.items()}
+    if any(weight is None or not torch.isfinite(weight).all() for weight in weights.values()):
+        return loaded
+    if any(weight.shape != getattr(model, name).weight.shape for name, weight in weights.items()):
         log.warning("%s: fc6 and fc7 are of another size than model.fc_width asks for; they start at random", source)
-        return False
+        return loaded
     for name, key in TORCHVISION_FC.items():
         _copy(getattr(model, name), tensors, key, source)
-    return True
+    return loaded | set(TORCHVISION_FC)
 
 
-def _take_own(
-    model: FastRCNN, tensors: dict[str, Tensor], metadata: dict[str, Any], classes: list[str], source: str
-) -> bool:
-    """Take over an earlier run. bbox_pred arrives with its statistics folded in: see unfold_statistics."""
-    saved_classes = _header(metadata, source)[0].classes
-    for name, layer in model.backbone.named_children():
-        if isinstance(layer, nn.Conv2d):
-            _copy(layer, tensors, f"backbone.{name}", source)
+def load_own_run(
+    model: FastRCNN, tensors: dict[str, Tensor], metadata: dict[str, Any], config: Config, source: str
+) -> set[str]:
+    """Take over an earlier run; returns the names of the layers loaded.
+
+    bbox_pred arrives with its statistics folded in: see unfold_statistics. Raises FastRCNNError for layers that do not
+    fit.
+    """
+    saved, normalisation = _header(metadata, source)
+    model.normalisation = NORMALISATIONS.get(config.model.normalisation, normalisation)
+    loaded = _copy_backbone(model, tensors, [f"backbone.{name}" for name, _ in _convolutions(model)], source)
     if "fc6.weight" not in tensors or tensors["fc6.weight"].shape != model.fc6.weight.shape:
         log.warning("%s: fc6 and fc7 are compressed or of another size; they start at random", source)
-        return False
-    for name in ("fc6", "fc7"):
-        _copy(getattr(model, name), tensors, name, source)
-    scale = float(metadata["feature_scale"])
-    model.feature_scale.fill_(scale)
-    model.fc6.weight /= scale
-    if [c.lower() for c in saved_classes] == [c.lower() for c in classes]:
-        for name in ("cls_score", "bbox_pred"):
-            _copy(getattr(model, name), tensors, name, source)
+        return loaded
+    names = ["fc6", "fc7"]
+    if [c.lower() for c in saved.classes] == [c.lower() for c in config.classes]:
+        names += ["cls_score", "bbox_pred"]
     else:
         log.info("%s: has another class list; cls_score and bbox_pred start at random", source)
-    return True
+    for name in names:
+        _copy(getattr(model, name), tensors, name, source)
+    model.feature_scale.fill_(float(metadata["feature_scale"]))
+    model.fc6.weight /= float(metadata["feature_scale"])
+    return loaded | set(names)
+
+
+def _convolutions(model: FastRCNN) -> list[tuple[str, nn.Conv2d]]:
+    return [(name, layer) for name, layer in model.backbone.named_children() if isinstance(layer, nn.Conv2d)]
+
+
+def _copy_backbone(model: FastRCNN, tensors: dict[str, Tensor], keys: list[str], source: str) -> set[str]:
+    layers = dict(_convolutions(model))
+    for key, layer in zip(keys, layers.values(), strict=False):
+        _copy(layer, tensors, key, source)
+    return set(layers)
 
 
 def _copy(layer: nn.Module, tensors: dict[str, Tensor], key: str, source: str) -> None:

@@ -1,6 +1,5 @@
-"""The metrics of a training run: read from its JSON lines, drawn as curves."""
+"""The metrics of a run, drawn as curves."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,48 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import atomic_write
 
 LOSSES = {"loss": "total", "loss_cls": "classification", "loss_bbox": "boxes"}  # key in the metrics: name in the plot
-
-
-def read_metrics(path: str | Path) -> list[dict]:
-    """The records of a file of JSON lines, each an object with `iteration`.
-
-    A last line without an end, as a kill leaves it, is ignored if it is not whole. Raises FastRCNNError naming file and
-    line for any other that is not such a record, and for a file that cannot be read.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as e:
-        raise FastRCNNError(f"{path}: cannot be read: {e.strerror}; name the metrics file of a run") from e
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            if number == len(lines):
-                break
-            record = None
-        if not _is_record(record):
-            raise FastRCNNError(
-                f"{path}: line {number} is not a JSON object with an iteration number and losses; remove that line or "
-                "mend it"
-            )
-        records.append(record)
-    return records
-
-
-def _is_record(record: object) -> bool:
-    """Whether a line has an integer iteration and, where it has losses or mAP, numbers or null in their place."""
-    if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
-        return False
-    values = [record["iteration"], *(record[key] for key in (*LOSSES, "map") if record.get(key) is not None)]
-    return all(isinstance(v, float) or isinstance(v, int) and abs(v) < 2**63 for v in values)
 
 
 def plot_losses(metrics: list[dict], path: str | Path) -> None:
@@ -90,7 +50,10 @@ def _draw_losses(axes: Axes, metrics: list[dict]) -> None:
 
 def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
     """The mean of each value and of up to `reach` values on each side of it, [M] -> [M]."""
-    return np.array([values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))])
+    if not len(values):
+        return values
+    window, middle = np.ones(2 * reach + 1), slice(reach, reach + len(values))
+    return np.convolve(values, window)[middle] / np.convolve(np.ones(len(values)), window)[middle]
 
 
 def _curve(metrics: list[dict], key: str) -> np.ndarray:

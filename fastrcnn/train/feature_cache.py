@@ -9,7 +9,8 @@ import copy
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -35,7 +36,7 @@ NAME = "maps"  # the tensor in a file, [h, w, c]: as convolutions in channels_la
 
 
 class FeatureCache:
-    """Call it with a planned image to have its output of FastRCNN.frozen_features, [c, h, w], bit for bit.
+    """FastRCNN.frozen_features of every image that training can ask for, bit for bit.
 
     `make` computes what is missing. Reading needs no network: loader processes carry the cache along.
     """
@@ -63,8 +64,11 @@ class FeatureCache:
         record, scale = self.records[index], self._scale(index, short_side)
         return max(round(record.width * scale), 1), max(round(record.height * scale), 1)
 
-    def __call__(self, plan: PlannedImage) -> Tensor:
-        """[c, h, w] in the layout and type that the frozen layers give. Raises FastRCNNError for a damaged file."""
+    def features(self, plan: PlannedImage) -> Tensor:
+        """What the frozen layers make of a planned image, [c, h, w] in their layout and type.
+
+        Raises FastRCNNError for a damaged file.
+        """
         path = self.path(plan.index, plan.flip, plan.short_side)
         try:
             with safe_open(path, "pt") as file:
@@ -75,10 +79,10 @@ class FeatureCache:
             raise FastRCNNError(f"{path}: is of another image; remove it and --resume: it is made again")
         return maps
 
-    def make(self, model: FastRCNN, device: torch.device, stop: Sequence[int]) -> None:
+    def make(self, model: FastRCNN, device: torch.device, stop: threading.Event) -> None:
         """Compute what is missing, image by image; a finished file stays, whatever happens.
 
-        Raises KeyboardInterrupt once `stop` is not empty, FastRCNNError for too small a disk, and while another
+        Raises KeyboardInterrupt once `stop` is set, FastRCNNError for too small a disk, and while another
         process makes the same features.
         """
         missing, size, whole = [], 0, 0
@@ -89,8 +93,8 @@ class FeatureCache:
             if not path.exists() or path.stat().st_size < nbytes:
                 missing.append((index, flip, side))
                 size += nbytes
-        told, left = (tqdm.format_sizeof(n, "B") for n in (whole, size))
-        log.info("features of the frozen layers: %s in %s, %s to make", told, self.folder, left)
+        all_, left = (tqdm.format_sizeof(n, "B") for n in (whole, size))
+        log.info("features of the frozen layers: %s in %s, %s to make", all_, self.folder, left)
         if not missing:
             return
         with lock(self.folder / ".lock", "the feature cache"):
@@ -105,7 +109,7 @@ class FeatureCache:
             bar = tqdm(missing, "frozen features", unit="image", mininterval=1, dynamic_ncols=True)
             with logging_redirect_tqdm():
                 for index, flip, side in bar:
-                    if stop:
+                    if stop.is_set():
                         raise KeyboardInterrupt
                     if index != last:
                         last, pixels = index, read_image(self.records[index].path)

@@ -1,7 +1,7 @@
 """SGD with the paper's groups and steps (models/VGG16/{solver,train}.prototxt)."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastrcnn.config import SolverConfig
 from fastrcnn.model.fast_rcnn import FastRCNN
@@ -34,8 +34,30 @@ def parameter_groups(model: FastRCNN, config: SolverConfig) -> list[dict]:
 
 def make_optimizer(model: FastRCNN, config: SolverConfig) -> torch.optim.SGD:
     """SGD with momentum. torch multiplies the rate after momentum, Caffe before; they differ for about ten iterations
-    after the rate drops."""
-    return torch.optim.SGD(parameter_groups(model, config), momentum=config.momentum, fused=True)
+    after the rate drops. Its `step` raises RuntimeError as check_layouts does."""
+    optimizer = torch.optim.SGD(parameter_groups(model, config), momentum=config.momentum, fused=True)
+    optimizer.register_step_pre_hook(lambda *_: check_layouts(optimizer))
+    return optimizer
+
+
+def check_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Raise RuntimeError for a gradient or momentum whose memory layout is not its weight's.
+
+    torch's fused SGD reads all three in the order of memory, and would pair weights with the gradients of others.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            for other in (p.grad, optimizer.state[p].get("momentum_buffer") if p in optimizer.state else None):
+                if other is not None and _steps(other) != _steps(p):
+                    raise RuntimeError(
+                        f"a weight of shape {list(p.shape)} has strides {p.stride()}, its gradient or momentum has "
+                        f"{other.stride()}; fused SGD needs them equal"
+                    )
+
+
+def _steps(tensor: Tensor) -> list[int]:
+    """Strides of the dimensions that have more than one index; those of others mean nothing."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
 WARMUP_START = 0.1  # ours: the rate grows linearly from this share of itself
@@ -55,10 +77,13 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def clip_gradient(model: nn.Module, bound: float) -> float:
-    """Scale the whole gradient down to at most `bound` in norm (0: leave it); the norm before, NaN or inf included."""
-    learned = [p for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in learned])
+def gradient_norm(model: nn.Module) -> Tensor:
+    """The norm of the whole gradient, a scalar; NaN or inf when a part of it is."""
+    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+
+def clip_gradient(model: nn.Module, bound: float, norm: float) -> None:
+    """Scale the whole gradient, whose norm this is, down to at most `bound` (0: leave it)."""
     if bound and norm > bound:  # below it, torch would multiply every gradient by 1
-        torch.nn.utils.clip_grads_with_norm_(learned, bound, norm)
-    return float(norm)
+        learned = [p for p in model.parameters() if p.grad is not None]
+        nn.utils.clip_grads_with_norm_(learned, bound, torch.tensor(norm))

@@ -1,5 +1,6 @@
 """Pictures, proposals and networks to measure on, made on the spot: for bench.py."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from fastrcnn.model import fast_rcnn
 from fastrcnn.model.fast_rcnn import FastRCNN, rms, scaled_start
 from fastrcnn.model.roi_features import project, roi_cells, roi_pool, unique_rois
 from fastrcnn.model.weights import build
-from fastrcnn.train import loop
+from fastrcnn.train import step
 from fastrcnn.train.feature_cache import FeatureCache
 from fastrcnn.train.solver import make_optimizer
 
@@ -136,12 +137,12 @@ class Training:
     def stored_batch(self, iteration: int) -> Batch:
         self.config.feature_cache = str(self.folder / "features")
         cache = FeatureCache(self.records, self.config, self.model)
-        cache.make(self.model, torch.device("cpu"), ())
-        self.dataset.frozen_features = cache
+        cache.make(self.model, torch.device("cpu"), threading.Event())
+        self.dataset.frozen_features = cache.features
         return self.dataset[iteration]
 
     def step(self, batch: Batch) -> dict[str, float]:
-        return loop.train_step(self.model, self.optimizer, batch, self.statistics, self.config)
+        return step.train_step(self.model, self.optimizer, batch, self.statistics, self.config)
 
     def loading(self, batches: int = 20) -> float:
         """CPU seconds that a loader process needs for a batch."""
@@ -164,7 +165,7 @@ class Training:
             stages.hook(getattr(self.model, stage), stage, learning)
         for layer in (self.model.cls_score, self.model.bbox_pred):
             stages.hook(layer, "siblings", learning)
-        stages.wrap(loop, "multi_task_loss", "losses")
+        stages.wrap(step, "multi_task_loss", "losses")
         stages.wrap(torch.Tensor, "backward", learning)
-        stages.wrap(loop, "clip_gradient", "gradient norm")
+        stages.wrap(step, "gradient_norm", "gradient norm")
         stages.wrap(self.optimizer, "step", "SGD")

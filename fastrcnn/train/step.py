@@ -1,0 +1,85 @@
+"""One iteration of SGD, and the start of the layers that come without weights."""
+
+import logging
+import math
+
+import torch
+from torch import Tensor
+
+from fastrcnn.boxes import TargetStatistics
+from fastrcnn.config import Config
+from fastrcnn.data.loader import Batch, BatchDataset, batches
+from fastrcnn.data.sampling import dropout_seed
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.model.fast_rcnn import FastRCNN, scaled_start
+from fastrcnn.model.losses import diagnostics, multi_task_loss
+from fastrcnn.model.roi_features import project, roi_pool
+from fastrcnn.train.solver import clip_gradient, gradient_norm
+
+log = logging.getLogger(__name__)
+
+START_BATCHES = 4  # batches whose RoIs set the scale of fc6 and fc7 when these start at random
+
+
+def train_step(
+    model: FastRCNN, optimizer: torch.optim.Optimizer, batch: Batch, statistics: TargetStatistics, config: Config
+) -> dict[str, float]:
+    """One iteration on one batch; returns its losses, gradient norm and diagnostics.
+
+    Batch and statistics are on the model's device. Raises FastRCNNError when the loss or the gradient is not finite,
+    before the weights are touched.
+    """
+    scores, deltas = model(
+        _frozen_maps(model, batch), batch.rois, batch.scales, dropout_seed(config.seed, batch.iteration)
+    )
+    targets = statistics.normalise(batch.bbox_targets, batch.labels)
+    losses = multi_task_loss(scores, deltas, batch.labels, targets, config.solver.bbox_loss_weight)
+    loss = losses["loss_cls"] + losses["loss_bbox"]
+    optimizer.zero_grad()
+    loss.backward()
+    norm = gradient_norm(model)
+    must_be_finite = {"loss": loss, **losses, "gradient_norm": norm}
+    values = _numbers({**must_be_finite, **diagnostics(scores, batch.labels)})
+    bad = [name for name in must_be_finite if not math.isfinite(values[name])]
+    if bad:
+        raise FastRCNNError(
+            f"iteration {batch.iteration}: {bad[0]} is {values[bad[0]]} on images {', '.join(batch.ids)}; look at "
+            "their boxes with tools/check_data.py, or lower solver.lr, or set solver.clip_gradient. The last "
+            "checkpoint stays"
+        )
+    clip_gradient(model, config.solver.clip_gradient, values["gradient_norm"])
+    optimizer.step()
+    return values
+
+
+def _numbers(scalars: dict[str, Tensor]) -> dict[str, float]:
+    """Scalars on any device as floats, in one copy: the processor waits for the device once a step."""
+    stacked = torch.stack([scalar.detach().float() for scalar in scalars.values()])
+    return dict(zip(scalars, stacked.tolist(), strict=True))
+
+
+def _frozen_maps(model: FastRCNN, batch: Batch) -> list[Tensor]:
+    """Where training starts: the frozen layers' output, stored or computed now; the same numbers."""
+    return batch.maps or [model.frozen_features(image) for image in batch.images]
+
+
+@torch.no_grad()
+def start_fully_connected(model: FastRCNN, dataset: BatchDataset, device: torch.device) -> None:
+    """Scale fc6 and fc7 by the features of the RoIs that training will see first.
+
+    Raises FastRCNNError when there is none.
+    """
+    pooled = []
+    for batch in batches(dataset, 0, START_BATCHES, workers=0, pin_memory=False):
+        batch = batch.to(device)
+        rois = [project(boxes, scale) for boxes, scale in zip(batch.rois, batch.scales, strict=True)]
+        features = model.trained_features(_frozen_maps(model, batch))
+        pooled.append(roi_pool(features, rois, model.config.pool_size, 1 / model.stride).flatten(1))
+    found = torch.cat(pooled)
+    if not len(found):
+        raise FastRCNNError(
+            f"the first {START_BATCHES} iterations have no RoI at all: no proposal overlaps an object enough to be "
+            "foreground or background; look at both with tools/check_data.py"
+        )
+    scaled_start(model, found)
+    log.info("fc6 and fc7 start at random; pooled features are divided by %.2f", 1 / float(model.feature_scale))

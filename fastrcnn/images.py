@@ -59,13 +59,23 @@ def read_image(path: str | Path) -> np.ndarray:
     with _reading(path):
         data = Path(path).read_bytes()
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        turn = UPRIGHT.get(orientation(image))
         _check_end(data)
-        image.load()
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = image.convert("RGB")
-        return np.array(image if turn is None else image.transpose(turn))
+        return _upright_rgb(image)
+
+
+def pillow_pixels(image: Image.Image) -> np.ndarray:
+    """The same of a picture that Pillow has opened or made, of any mode. Raises FastRCNNError if it cannot be had."""
+    with _reading("image"):
+        return _upright_rgb(image)
+
+
+def _upright_rgb(image: Image.Image) -> np.ndarray:
+    turn = UPRIGHT.get(orientation(image))
+    image.load()
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("RGB")
+    return np.array(image if turn is None else image.transpose(turn))
 
 
 def orientation(image: Image.Image) -> int:

@@ -7,11 +7,11 @@ import fastrcnn
 from fastrcnn import boxes as box_ops
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
-from fastrcnn.detect.detector import nearest_scale
+from fastrcnn.detect.detector import Detector, nearest_scale
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import image_scale, prepare_image, read_image
 from fastrcnn.model.svd import compress_weights
-from fastrcnn.model.weights import build, save_weights
+from fastrcnn.model.weights import build, load_model, save_weights
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 
@@ -49,6 +49,55 @@ def test_detection_computes_what_training_computes(saved):
     assert torch.allclose(scores, raw.softmax(dim=1), atol=1e-5)
     moved = box_ops.decode(rois, (deltas.reshape(-1, 6, 4) * statistics.std + statistics.mean).flatten(1))
     assert torch.allclose(boxes, box_ops.clip(moved, 120, 90), atol=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_detector_leaves_the_model_as_it_is(saved, precision):
+    """Two detectors on one model find the same, the model computes as before, and changing it changes no detector."""
+    model, config = load_model(saved[2], precision)
+    rois = torch.from_numpy(some_proposals())
+    pixels = prepare_image(PICTURE, 96 / 90, model.normalisation.mean, model.normalisation.std)
+    forward = lambda: model([model.frozen_features(pixels)], [rois], [96 / 90], None)  # noqa: E731
+    with torch.no_grad():
+        before = forward()
+        first, second = (Detector(model, config, torch.device("cpu")) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(before, forward(), strict=True))
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        found = [d.classify(PICTURE, rois) for d in (first, second)]
+        for weight in model.parameters():
+            weight.zero_()
+    found.append(first.classify(PICTURE, rois))
+    for scores, boxes in found[1:]:
+        assert torch.equal(scores, found[0][0]) and torch.equal(boxes, found[0][1])
+    assert torch.allclose(found[0][0], before[0].softmax(dim=1), atol=1e-5 if precision == "float32" else 0.05)
+
+
+def test_a_configuration_of_other_classes_is_refused(saved, tree):
+    model, _ = load_model(saved[2])
+    with pytest.raises(FastRCNNError, match="has 1 classes, the model 5"):
+        Detector(model, configs.from_dict({**tree, "classes": ["dog"]}), torch.device("cpu"))
+
+
+def test_a_list_gives_a_list_in_order(saved, shapes):
+    detector = fastrcnn.load(saved[2])
+    path = next((shapes / "JPEGImages").iterdir())
+    boxes = [some_proposals(), [], some_proposals(5)]
+    found = detector.detect([PICTURE, path, PICTURE], boxes)
+    assert [len(one) for one in found] == [len(detector.detect(PICTURE, b)) for b in boxes] and not len(found[1])
+    assert detector.detect([]) == []
+    assert np.array_equal(detector.detect((path,))[0].boxes, detector.detect(path).boxes)
+    with pytest.raises(FastRCNNError, match="2 images need as many proposals and ids, not 1 and 2"):
+        detector.detect([PICTURE, PICTURE], [some_proposals()])
+
+
+def test_all_given_proposals_are_used(saved):
+    detector = fastrcnn.load(saved[2])
+    rois = np.vstack([some_proposals()] * 30)
+    assert len(rois) > 2000
+    seen = []
+    detector.classify = lambda pixels, rois: seen.append(len(rois)) or (torch.zeros(1, 6), torch.zeros(1, 6, 4))
+    detector.detect(PICTURE, rois)
+    assert seen == [len(rois)]
 
 
 def test_detections_obey_their_settings(saved):
@@ -130,11 +179,11 @@ def test_nearest_scale_by_hand():
 @pytest.mark.parametrize(
     ("image", "proposals", "words"),
     [
-        (PICTURE[:, :, 0], some_proposals(), "give uint8"),
-        (PICTURE.astype(np.float32), some_proposals(), "give uint8"),
         (PICTURE, np.zeros((3, 5), np.float32), "give finite numbers"),
         (PICTURE, np.full((1, 4), np.nan, np.float32), "give finite numbers"),
         (PICTURE, np.array([[5, 5, 5, 9]], np.float32), "no width or height"),
+        (PICTURE, [["a", 1, 2, 3]], "proposals: are not numbers"),
+        (PICTURE[:0], None, "image: has 120 x 0 pixels"),
     ],
 )
 def test_wrong_input_is_refused(saved, image, proposals, words):

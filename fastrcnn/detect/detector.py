@@ -1,17 +1,22 @@
 """From a picture to named boxes: proposals, features, RoI pooling, fc6 and fc7, decoding, NMS (section 3)."""
 
+from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from fastrcnn import boxes as box_ops
 from fastrcnn.config import Config
+from fastrcnn.detect.inputs import Picture, as_pixels, as_rois
 from fastrcnn.detect.nms import select_detections
 from fastrcnn.detections import Detections
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.images import image_scale, prepare_image, read_image
+from fastrcnn.images import image_scale, prepare_image
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.roi_features import bins_first, pool_for_inference, project, roi_cells, unique_rois
 from fastrcnn.proposals.selective_search import selective_search
@@ -22,44 +27,56 @@ CANONICAL_AREA = 224**2  # scaled pixels; a RoI is looked at in the scale that b
 class Detector:
     """A trained network at work.
 
-    The model becomes the detector's: its weights are converted once, here, to its precision and to the order in which
-    pooling for inference gives features.
+    It copies the model's weights, once, in its own precision, on its device, and those of fc6 in the order in which
+    pooling for inference gives features. The model stays as it is, and what becomes of it later changes no detection.
+    fastrcnn.load lets go of its model, so that only the copy stays in memory.
     """
 
     def __init__(self, model: FastRCNN, config: Config, device: torch.device):
+        """Raises FastRCNNError for a configuration with another number of classes than the model."""
+        if len(config.classes) + 1 != model.num_classes:
+            raise FastRCNNError(
+                f"the configuration has {len(config.classes)} classes, the model {model.num_classes - 1}; give its own"
+            )
         self.config, self.device = config, device
-        self.model = model.to(device).eval().requires_grad_(False)
-        if model.precision == "bfloat16":
-            for part in (model.backbone, model.fc6, model.fc7):
-                part.to(torch.bfloat16)
-        first = model.fc6 if isinstance(model.fc6, nn.Linear) else model.fc6.V
-        first.weight = nn.Parameter(bins_first(first.weight, model.config.pool_size), requires_grad=False)
+        self.model = _copied(model, device)
+
+    @overload
+    def detect(
+        self, image: Picture, proposals: ArrayLike | Tensor | None = None, image_id: str | None = None
+    ) -> Detections: ...
+
+    @overload
+    def detect(
+        self,
+        image: Sequence[Picture],
+        proposals: Sequence[ArrayLike | Tensor | None] | None = None,
+        image_id: Sequence[str | None] | None = None,
+    ) -> list[Detections]: ...
+
+    def detect(self, image: Any, proposals: Any = None, image_id: Any = None) -> Detections | list[Detections]:
+        """Find objects in a picture, or in each of a list: see inputs.FORMS for what a picture may be.
+
+        proposals [P, 4] are in image pixels, half open, and all are used; none are found where they are an empty list.
+        Without them, selective search finds its own (seconds), its random order seeded by image_id, which for a file is
+        its name without suffix. For a list of pictures, proposals and image_id are lists, too. Raises FastRCNNError for
+        a file that is no picture and for pixels or proposals of another form.
+        """
+        if not isinstance(image, list | tuple):
+            return self._detect_one(image, proposals, image_id)
+        boxes, ids = ([None] * len(image) if part is None else part for part in (proposals, image_id))
+        if not len(image) == len(boxes) == len(ids):
+            raise FastRCNNError(f"{len(image)} images need as many proposals and ids, not {len(boxes)} and {len(ids)}")
+        return [self._detect_one(*one) for one in zip(image, boxes, ids, strict=True)]
 
     @torch.inference_mode()
-    def detect(
-        self, image: str | Path | np.ndarray, proposals: np.ndarray | None = None, image_id: str | None = None
-    ) -> Detections:
-        """Find objects in a picture: a file, or upright RGB pixels uint8 [H, W, 3].
-
-        proposals [P, 4] are in image pixels, half open; without them, selective search finds its own (seconds), its
-        random order seeded by image_id. Raises FastRCNNError for a file that is no picture and pixels or proposals of
-        another form.
-        """
-        if isinstance(image, str | Path):
-            image_id = image_id or Path(image).stem
-            image = read_image(image)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise FastRCNNError(f"image: is {image.dtype} {list(image.shape)}; give uint8 [H, W, 3], RGB")
+    def _detect_one(self, image: Picture, proposals: ArrayLike | Tensor | None, image_id: str | None) -> Detections:
+        if image_id is None:
+            image_id = Path(image).stem if isinstance(image, str | Path) else ""
+        pixels = as_pixels(image)
         if proposals is None:
-            proposals = selective_search(image, image_id or "", self.config.proposals)
-        proposals = np.asarray(proposals, np.float32)
-        if proposals.ndim != 2 or proposals.shape[1] != 4 or not np.isfinite(proposals).all():
-            raise FastRCNNError(f"proposals: are {list(proposals.shape)}; give finite numbers [P, 4]")
-        rois = torch.from_numpy(proposals[: self.config.proposals.max_per_image]).to(self.device)
-        if not bool(box_ops.nonempty(rois).all()):
-            raise FastRCNNError("proposals: some have no width or height; leave them out")
-
-        scores, boxes = self.classify(image, rois)
+            proposals = selective_search(pixels, image_id, self.config.proposals)
+        scores, boxes = self.classify(pixels, as_rois(proposals).to(self.device))
         test = self.config.test
         kept = select_detections(scores, boxes, test.score_threshold, test.nms_iou, test.max_detections)
         boxes, classes, scores = (part.cpu().numpy() for part in kept)
@@ -94,6 +111,19 @@ class Detector:
         parts = [model.siblings(model.fully_connected(pooled)) for pooled in chunks]
         scores, deltas = (torch.cat(part)[inverse] for part in zip(*parts, strict=True))
         return scores, deltas
+
+
+def _copied(model: FastRCNN, device: torch.device) -> FastRCNN:
+    """The model with weights of its own, each copied straight to what a detector needs."""
+    reduced = ("backbone", "fc6", "fc7") if model.precision == "bfloat16" else ()
+    copies: dict[int, Any] = {}
+    for name, weight in model.named_parameters():
+        dtype = torch.bfloat16 if name.partition(".")[0] in reduced else weight.dtype
+        copy = weight.detach().to(device, dtype, copy=True)
+        if name in ("fc6.weight", "fc6.V.weight"):
+            copy = bins_first(copy, model.config.pool_size)
+        copies[id(weight)] = nn.Parameter(copy, requires_grad=False)
+    return deepcopy(model, copies).to(device).eval()  # deepcopy takes what is in its memo for a copy made already
 
 
 def nearest_scale(rois: Tensor, scales: list[float]) -> Tensor:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -72,7 +74,7 @@ def test_workers_change_no_batch(dataset):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_is_gone_is_named_without_a_worker_s_traceback(dataset, tmp_path, workers):
-    gone = dataset.images.records[0].__class__(**{**vars(dataset.images.records[0]), "path": tmp_path / "gone.jpg"})
-    dataset.images.records = [gone]
+    gone = replace(dataset.images.records[0], path=tmp_path / "gone.jpg")
+    dataset.images = replace(dataset.images, records=[gone])
     with pytest.raises(FastRCNNError, match=r"^[^\n]*gone\.jpg[^\n]*$"):
         list(batches(dataset, 0, 1, workers, pin_memory=False))

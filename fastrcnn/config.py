@@ -366,8 +366,9 @@ def _check_values(config: Config, source: str) -> None:
     for name in ("train", "test"):
         for i, dataset in enumerate(getattr(config.data, name)):
             key = f"data.{name}.{i}"
-            if dataset.format not in ("voc", "folder"):
-                raise ConfigError(f"{source}: {key}.format is {dataset.format!r}; it must be one of voc, folder")
+            if dataset.format not in ("voc", "folder", "coco", "yolo"):
+                rule = "one of voc, folder, coco, yolo"
+                raise ConfigError(f"{source}: {key}.format is {dataset.format!r}; it must be {rule}")
             if dataset.format == "voc" and not dataset.split:
                 raise ConfigError(f"{source}: {key}.split is empty; name a list of ImageSets/Main, such as trainval")
     for key in ("image.train_short_side", "image.test_short_side"):

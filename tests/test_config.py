@@ -85,7 +85,7 @@ def test_numbers_as_people_write_them(tmp_path):
         ({"solver": {"steps": [20, 10]}}, "growing iteration numbers"),
         ({"image": {"train_short_side": []}}, "image.train_short_side"),
         ({"data": {"train": [{"format": "voc", "split": ""}]}}, "data.train.0.split is empty"),
-        ({"data": {"train": [{"format": "coco"}]}}, "one of voc, folder"),
+        ({"data": {"train": [{"format": "tfrecord"}]}}, "one of voc, folder, coco, yolo"),
         ({"data": {"xml_origin": 2}}, "data.xml_origin is 2; it must be one of 0, 1"),
         ({"seed": -1}, "seed is -1"),
     ],

@@ -1,18 +1,18 @@
 """Which files belong together: VOC's folders and lists, and folders of images with XML beside or apart.
 
-read_listed_images is the reader of both layouts; see read.py for what a reader gives.
+list_files lists and reads both layouts; see read.py for what every format gives.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
 
 from fastrcnn.annotations.download import download_voc
 from fastrcnn.annotations.problems import Problem
-from fastrcnn.annotations.records import ImageRecord, make_record
+from fastrcnn.annotations.records import make_record
+from fastrcnn.annotations.splits import Found, Listing, Source
 from fastrcnn.annotations.voc_xml import read_objects
 from fastrcnn.config import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
@@ -39,22 +39,23 @@ class Layout:
     needs_annotation: bool  # False: no XML file means no objects
 
 
-def read_listed_images(
-    dataset: DataSetConfig, data: DataConfig, index: dict[str, int]
-) -> Iterator[tuple[ImageRecord | None, list[Problem]]]:
-    """The reader of VOC's layout and of folders, in the order of their list, else by name.
+def list_files(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) -> Listing:
+    """The images of VOC's layout and of folders, in the order of their list, else by name.
 
     Raises FastRCNNError when the folder or the list is missing.
     """
     layout = _layout(dataset)
-    for listed in tqdm(list_images(dataset), desc="annotations", unit="image", leave=False, delay=1):
-        yield _read_listed(listed, layout, data, index)
+    sources = []
+    for listed in list_images(dataset):
+        path = listed.images[0] if listed.images else layout.images / f"{listed.id}.jpg"
+        sources.append(Source(path, partial(_read_listed, listed, layout, data, index)))
+    return Listing(sources, [])
 
 
 def list_images(dataset: DataSetConfig) -> list[ListedImage]:
     """The files of every image of a data set, in the order of its list, else by name.
 
-    Raises FastRCNNError when the folder or the list is missing. Single files may be: read_listed_images reports those.
+    Raises FastRCNNError when the folder or the list is missing. Single files may be: list_files reports those.
     """
     layout = _layout(dataset)
     if dataset.download and layout.listing and not layout.listing.exists():
@@ -118,9 +119,7 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _read_listed(
-    listed: ListedImage, layout: Layout, data: DataConfig, index: dict[str, int]
-) -> tuple[ImageRecord | None, list[Problem]]:
+def _read_listed(listed: ListedImage, layout: Layout, data: DataConfig, index: dict[str, int]) -> Found:
     """The record of one image and what is wrong with it; no record when a file is missing or unreadable."""
     problem = _check_files(listed, layout)
     if problem is not None and problem.outcome == "error":

@@ -1,40 +1,52 @@
-"""The checks that an object of any format goes through: is its class in the list, is its box inside the image?"""
+"""The checks that an object of any format goes through: is its class in the list, is its box inside the image?
+
+`where` is the object's number in its file, from 1, or what the file calls it.
+"""
 
 import difflib
+import functools
 from pathlib import Path
 
 import numpy as np
 
 from fastrcnn.annotations.problems import Outcome, Problem
-from fastrcnn.annotations.records import plain
+from fastrcnn.annotations.records import ImageRecord, plain
 from fastrcnn.config import DataConfig
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.images import image_size
 
 TINY = 4  # image pixels: an object with a shorter side is more often a slip of the mouse than an object
+ROUNDING = 1e-5  # image pixels: a box that leaves its image by no more ends on the edge
 
 
 def check_class(
-    name: str, index: dict[str, int], file: Path, number: int, data: DataConfig
+    name: str, index: dict[str, int], file: Path, where: int | str, data: DataConfig
 ) -> tuple[int | None, list[Problem]]:
-    """The class of object `number` of `file`, 1..K-1, and what is wrong with its name; None: the object is left out."""
+    """The class of an object of `file`, 1..K-1, and what is wrong with its name; None: the object is left out."""
     if plain(name) in index:
         return index[plain(name)], []
     if data.on_unknown_class == "ignore":
-        return None, [Problem("unknown class", file, number, f"its class {name!r} is not in classes", "ignored")]
-    near = difflib.get_close_matches(plain(name), index, n=1, cutoff=0.0)[0]
+        return None, [Problem("unknown class", file, where, f"its class {name!r} is not in classes", "ignored")]
+    near = _nearest(plain(name), tuple(index))
     text = f"its class {name!r} is not in classes (nearest: {near!r}); add it, or set data.on_unknown_class: ignore"
-    return None, [Problem("unknown class", file, number, text)]
+    return None, [Problem("unknown class", file, where, text)]
+
+
+@functools.lru_cache(maxsize=1000)
+def _nearest(name: str, names: tuple[str, ...]) -> str:
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
 
 
 def check_box(
-    box: np.ndarray, shown: str, size: tuple[int, int], file: Path, number: int, data: DataConfig, hint: str = ""
+    box: np.ndarray, shown: str, size: tuple[int, int], file: Path, where: int | str, data: DataConfig, hint: str = ""
 ) -> tuple[np.ndarray | None, list[Problem]]:
-    """The box of object `number` of `file` as training uses it, and what is wrong with it; None: it is left out.
+    """The box of an object of `file` as training uses it, and what is wrong with it; None: it is left out.
 
     `box` is [4] in image pixels, half open, with NaN for what is not a number; `shown` is how the file writes it,
     `size` the image's (width, height). `hint` follows the message of a box that leaves the image. Returns float32 [4].
     """
     with np.errstate(over="ignore"):
-        box = box.astype(np.float32)
+        box = put_on_edge(box, *size, ROUNDING).astype(np.float32)
     fault = _fault(box, size)
     if fault is not None:
         kind, text = fault
@@ -42,11 +54,25 @@ def check_box(
         fixed, outcome = _fix(box, size, data.on_bad_box)
         if outcome == "error":
             text += "; correct it, or set data.on_bad_box: clip or skip"
-        return fixed, [Problem(kind, file, number, text, outcome)]
+        return fixed, [Problem(kind, file, where, text, outcome)]
     if min(box[2] - box[0], box[3] - box[1]) < TINY:
         text = f"its box {shown} has a side below {TINY} pixels; remove it if it is a slip of the mouse"
-        return box, [Problem("box tiny", file, number, text, "noted")]
+        return box, [Problem("box tiny", file, where, text, "noted")]
     return box, []
+
+
+def no_box(kind: str, text: str, file: Path, where: int | str, data: DataConfig) -> Problem:
+    """An object that has no box in pixels, whatever its file has instead: nothing can be clipped."""
+    if data.on_bad_box == "error":
+        return Problem(kind, file, where, f"{text}; correct it, or set data.on_bad_box: skip")
+    return Problem(kind, file, where, text, "skipped")
+
+
+def put_on_edge(box: np.ndarray, right: float, bottom: float, rounding: float) -> np.ndarray:
+    """The box, [4], whose sides that leave [0, right] x [0, bottom] by no more than `rounding` are put on its edge."""
+    low, high = box[:2].tolist(), zip(box[2:].tolist(), (right, bottom), strict=True)
+    low = [0.0 if -rounding <= value < 0 else value for value in low]
+    return np.array(low + [edge if edge < value <= edge + rounding else value for value, edge in high], np.float64)
 
 
 def _fault(box: np.ndarray, size: tuple[int, int]) -> tuple[str, str] | None:
@@ -72,3 +98,24 @@ def _fix(box: np.ndarray, size: tuple[int, int], on_bad_box: str) -> tuple[np.nd
         if clipped[2] > clipped[0] and clipped[3] > clipped[1]:  # not so with NaN
             return clipped, "clipped"
     return None, "skipped"
+
+
+def read_size(path: Path, data: DataConfig) -> tuple[tuple[int, int] | None, list[Problem]]:
+    """(width, height) of an upright image; None, and why, when its file is missing or unreadable."""
+    try:
+        return image_size(path), []
+    except FastRCNNError as e:
+        kind = "unreadable image" if path.exists() else "missing image"
+        return None, unreadable(Problem(kind, path, None, str(e).removeprefix(f"{path}: ")), data)[1]
+
+
+def unreadable(problem: Problem, data: DataConfig) -> tuple[None, list[Problem]]:
+    """What a reader gives for an image without a file that can be read."""
+    return None, [problem]
+
+
+def unlabelled(record: ImageRecord, text: str, data: DataConfig) -> tuple[ImageRecord | None, list[Problem]]:
+    """What a reader gives for an image without annotations."""
+    return record, [
+        Problem("missing annotation", record.path, None, f"{text}: taken as an image without objects", "noted")
+    ]

@@ -18,12 +18,13 @@ class Problem:
 
     kind: str  # such as "box outside"; those of boxes start with "box"
     file: Path
-    object: int | None  # number of the object in its file, from 1
+    object: int | str | None  # an object's number in its file, from 1, or what its file calls it, such as "line 3"
     text: str  # what is wrong, and the remedy
     outcome: Outcome = "error"
 
     def __str__(self) -> str:
-        return f"{self.file}: " + (f"object {self.object}: " if self.object else "") + self.text
+        thing = f"object {self.object}" if isinstance(self.object, int) else self.object
+        return f"{self.file}: " + (f"{thing}: " if thing else "") + self.text
 
 
 def duplicate_id_problem(image_id: str, path: Path, first: Path) -> Problem:

@@ -1,23 +1,32 @@
 """Data sets of any format to records.
 
-A reader of a format turns a data set's configuration into an iterable of (record, problems), one pair an image, in the
-order of the set; the record is None when a file of the image is missing or unreadable. For bad input it raises only
-when the set as a whole cannot be read; what is wrong with single images is among the problems. A new format is a module
-with a reader beside layouts.py, and a line in READERS. What all formats share is in objects.py: whether a class is in
-the list, and what becomes of a bad box.
+A format turns a data set's configuration into a Listing: the images in the order of the set, each with a function that
+reads it to (record, problems). The record is None when a file of the image is missing or unreadable. For bad input the
+format raises only when the set as a whole cannot be read; what is wrong with single images is among the problems. A new
+format is a module with such a function beside coco.py, and a line in FORMATS. What all formats share is in objects.py:
+whether a class is in the list, and what becomes of a bad box or an unreadable image.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from fastrcnn.annotations.layouts import list_images, read_listed_images
+from tqdm import tqdm
+
+from fastrcnn.annotations.coco import list_coco
+from fastrcnn.annotations.layouts import list_files
 from fastrcnn.annotations.problems import Problem, duplicate_id_problem, log_problems
 from fastrcnn.annotations.records import ImageRecord, class_index
+from fastrcnn.annotations.splits import Found, Listing
+from fastrcnn.annotations.yolo import list_yolo
 from fastrcnn.config import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 
-Reader = Callable[[DataSetConfig, DataConfig, dict[str, int]], Iterable[tuple[ImageRecord | None, list[Problem]]]]
-READERS: dict[str, Reader] = {"voc": read_listed_images, "folder": read_listed_images}
+FORMATS: dict[str, Callable[[DataSetConfig, DataConfig, dict[str, int]], Listing]] = {
+    "voc": list_files,
+    "folder": list_files,
+    "coco": list_coco,
+    "yolo": list_yolo,
+}
 
 
 def read_data_sets(
@@ -53,16 +62,18 @@ def read_data_sets(
     return list(records.values())
 
 
-def read_data_set(
-    dataset: DataSetConfig, data: DataConfig, index: dict[str, int]
-) -> Iterable[tuple[ImageRecord | None, list[Problem]]]:
-    """The images of one data set by the reader of its format; `index` is class_index's.
+def read_data_set(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) -> Iterator[Found]:
+    """The images of one data set, one after another; what is wrong with the set itself first, without a record.
 
-    Raises FastRCNNError when the set as a whole cannot be read, perhaps only once the first image is asked for.
+    `index` is class_index's. Raises FastRCNNError when the set as a whole cannot be read.
     """
-    return READERS[dataset.format](dataset, data, index)
+    listing = FORMATS[dataset.format](dataset, data, index)
+    if listing.problems:
+        yield None, listing.problems
+    for source in tqdm(listing.sources, desc="annotations", unit="image", leave=False, delay=1):
+        yield source.read()
 
 
-def image_paths(dataset: DataSetConfig) -> list[Path]:
+def image_paths(dataset: DataSetConfig, data: DataConfig) -> list[Path]:
     """The image files of a data set, without opening any. Raises FastRCNNError as read_data_set does."""
-    return [path for listed in list_images(dataset) for path in listed.images]
+    return [source.path for source in FORMATS[dataset.format](dataset, data, {}).sources]

@@ -7,18 +7,22 @@ its width, so the numbers are taken as they are, half open. (LabelImg writes suc
 """
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element
+from xml.sax.saxutils import escape
 
 import numpy as np
 
 from fastrcnn.annotations.objects import check_box, check_class
 from fastrcnn.annotations.problems import Problem
-from fastrcnn.annotations.records import Object
+from fastrcnn.annotations.records import ImageRecord, Object
+from fastrcnn.annotations.writing import file_of, shortest, write_text
 from fastrcnn.annotations.xml_tree import read_annotation
 from fastrcnn.config import DataConfig
+from fastrcnn.errors import FastRCNNError
 
 # What other tools draw in place of a <bndbox>, and how their boxes are had.
 OTHER_SHAPES = {
@@ -174,3 +178,47 @@ def _sides(element: Element) -> list[str]:
     <part>'s box for 26 objects of VOC whose parts come first.
     """
     return [(element.findtext(f"bndbox/{side}") or "").strip() for side in ("xmin", "ymin", "xmax", "ymax")]
+
+
+# ---- writing
+
+
+def write_voc(
+    records: Sequence[ImageRecord], classes: Sequence[str], folder: Path, split: str = "train", xml_origin: int = 1
+) -> Path:
+    """Write Annotations/<id>.xml and the list ImageSets/Main/<split>.txt, which are read to the same records.
+
+    Read them with the same `xml_origin`. With 0, boxes come back bit for bit; with 1, as in VOC, all but coordinates
+    within 2e-9 pixels of 0, which come back within 2e-16 pixels. Returns the folder where the pictures belong,
+    folder/JPEGImages, under their ids with their suffixes. Raises FastRCNNError for a name that no XML file or list can
+    hold, and when a file cannot be written.
+    """
+    folder = Path(folder)
+    for record in records:
+        if [record.id] != record.id.strip().splitlines():
+            raise FastRCNNError(f"{record.path}: its name {record.id!r} cannot be a line of a list; rename the picture")
+        write_text(file_of(folder / "Annotations", record.id, ".xml"), _as_xml(record, classes, xml_origin))
+    ids = "".join(f"{record.id}\n" for record in records)
+    write_text(folder / "ImageSets" / "Main" / f"{split}.txt", ids)
+    return folder / "JPEGImages"
+
+
+def _as_xml(record: ImageRecord, classes: Sequence[str], origin: int) -> str:
+    rows = zip(record.boxes.astype(np.float64).tolist(), record.classes, record.difficult, strict=True)
+    objects = []
+    for (x1, y1, x2, y2), number, difficult in rows:
+        sides = zip(("xmin", "ymin", "xmax", "ymax"), (x1 + origin, y1 + origin, x2, y2), strict=True)
+        box = "".join(f"<{side}>{shortest(value)}</{side}>" for side, value in sides)
+        name = _escaped(classes[number - 1])
+        flag = f"<difficult>{int(difficult)}</difficult>"
+        objects.append(f"<object><name>{name}</name>{flag}<bndbox>{box}</bndbox></object>\n")
+    size = f"<size><width>{record.width}</width><height>{record.height}</height><depth>3</depth></size>"
+    name = _escaped(record.id.rpartition("/")[2] + record.path.suffix)
+    return f"<annotation>\n<filename>{name}</filename>\n{size}\n{''.join(objects)}</annotation>\n"
+
+
+def _escaped(text: str) -> str:
+    """Raises FastRCNNError for characters that no XML file can hold (XML 1.0, section 2.2)."""
+    if re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", text):
+        raise FastRCNNError(f"the name {text!r} holds characters that XML cannot hold; rename it, or choose COCO")
+    return escape(text, {"\r": "&#13;"})

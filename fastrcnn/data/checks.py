@@ -124,7 +124,7 @@ def quick_findings(part: str, images: ImageSet, classes: list[str]) -> list[Prob
 def files_in_both(config: Config) -> list[Problem]:
     """Images of data.train that data.test names too, by their paths. Raises FastRCNNError as image_paths does."""
     paths = {
-        part: [path for dataset in getattr(config.data, part) for path in image_paths(dataset)]
+        part: [path for dataset in getattr(config.data, part) for path in image_paths(dataset, config.data)]
         for part in ("train", "test")
     }
     same = {path: str(path.resolve()).encode() for part in paths.values() for path in part}

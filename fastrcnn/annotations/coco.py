@@ -1,0 +1,337 @@
+"""COCO: one JSON file with the objects of all images; the pictures lie in a folder below the root of the data set.
+
+A box is [x, y, width, height], 0-based, so that (x, y, x + width, y + height) is half open. `iscrowd` is read as
+difficult: both leave an object out of the score. Key points, captions and areas are not read.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastrcnn.annotations.objects import check_box, check_class, no_box, read_size, unreadable
+from fastrcnn.annotations.pictures import Pictures, image_id, is_picture
+from fastrcnn.annotations.problems import Outcome, Problem
+from fastrcnn.annotations.recognise import kind_of_json
+from fastrcnn.annotations.records import ImageRecord, Object, make_record
+from fastrcnn.annotations.splits import Found, Listing, Source
+from fastrcnn.config import DataConfig, DataSetConfig
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import atomic_write
+
+
+def list_coco(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) -> Listing:
+    """The images of a data set in the order of its JSON file; `index` is class_index's.
+
+    Raises FastRCNNError when the folder is missing, or there is no one COCO file.
+    """
+    pictures = Pictures(Path(dataset.root))
+    file = _read_file(_json_file(dataset, pictures))
+    listing = Listing([], list(file.problems))
+    used = set()
+    for entry in file.images:
+        path = pictures.root / entry.name.replace("\\", "/")
+        try:
+            below, path = pictures.find(entry.name, _near(file.path, pictures.root))
+            read = partial(_read_image, entry, image_id(below), path, file, data, index)
+            used.add((path, below))
+        except FastRCNNError as e:
+            read = partial(unreadable, Problem("missing image", path, None, f"{e}; {file.path} names it"), data)
+        listing.sources.append(Source(path, read))
+    listing.problems.extend(_unnamed(pictures, used, file.path))
+    return listing
+
+
+def _json_file(dataset: DataSetConfig, pictures: Pictures) -> Path:
+    """`annotations` if it is set, else the only JSON file in root, root/annotations or the folder of the split."""
+    if dataset.annotations:
+        return Path(dataset.annotations)
+    root, split = pictures.root, dataset.split or ""
+    folders = {"", "annotations", split}
+    found = [name for name in pictures.names.values() if name.endswith(".json") and name.rpartition("/")[0] in folders]
+    found = [name for name in found if root / name != Path(dataset.proposals or "")]
+    if split:
+        found = [name for name in found if split in (name.split("/")[0], _end_of(name))]
+    found = sorted([n for n in found if n.rpartition("/")[2].startswith(("instances_", "_annotations.coco"))] or found)
+    if not found:
+        which = f" of {split}" if split else ""
+        raise FastRCNNError(
+            f"{root}: holds no JSON file{which}, nor does annotations/ in it; set `annotations` of the data set to it"
+        )
+    if len(found) > 1:
+        names = ", ".join(found[:5]) + (" and others" if len(found) > 5 else "")
+        raise FastRCNNError(f"{root}: holds {names}; set `annotations` of the data set to one of them")
+    return root / found[0]
+
+
+def _end_of(name: str) -> str:
+    """What the name of a file says about its part: annotations/instances_train2017.json -> train2017."""
+    return Path(name).stem.rpartition("_")[2]
+
+
+def _near(path: Path, root: Path) -> list[str]:
+    """Folders below the root where the pictures of a JSON file may be, the likeliest first."""
+    try:
+        beside = path.parent.relative_to(root).as_posix().removeprefix(".")
+    except ValueError:
+        beside = ""
+    part = _end_of(path.name)
+    return [beside, f"{beside}/images".lstrip("/"), f"images/{part}", part, "images", "", "JPEGImages"]
+
+
+def _unnamed(pictures: Pictures, used: set[tuple[Path, str]], file: Path) -> list[Problem]:
+    """The pictures in the folders of those that the file names, which it does not name: one remark for all."""
+    folders = {_folder_of(path.relative_to(pictures.root).as_posix(), below) for path, below in used}
+    paths = {path for path, _ in used}
+    others = [
+        name
+        for name in pictures.names.values()
+        if is_picture(name) and pictures.root / name not in paths and any(name.startswith(f) for f in folders)
+    ]
+    if not others:
+        return []
+    text = f"does not name {len(others)} pictures of its folder, such as {others[0]}; they are not in the set"
+    return [Problem("picture not named", file, None, text, "noted")]
+
+
+def _folder_of(name: str, below: str) -> str:
+    return name[: len(name) - len(below)]
+
+
+# ---- the file
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a COCO file."""
+
+    name: str  # file_name
+    size: tuple[Any, Any]  # width and height as the file has them
+    annotations: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    path: Path
+    images: list[Entry]
+    names: dict[str, str]  # of the categories, by id
+    problems: list[Problem]  # of what belongs to no one image
+
+
+def _read_file(path: Path) -> CocoFile:
+    """Raises FastRCNNError when the file is no COCO data set."""
+    tree = _load(path)
+    problems: list[Problem] = []
+    names = _categories(tree["categories"], path, problems)
+    by_image: dict[str | None, list[dict[str, Any]]] = {}
+    images = _images(tree["images"], path, problems, by_image)
+    lost: list[Any] = []
+    for annotation in tree["annotations"]:
+        key = _key(annotation.get("image_id")) if isinstance(annotation, dict) else None
+        by_image.get(key, lost).append(annotation)
+    if lost:
+        first = lost[0].get("image_id") if isinstance(lost[0], dict) else lost[0]
+        text = f"{len(lost)} of its annotations are of images that it does not list, the first of {first!r:.60}"
+        problems.append(Problem("annotation without image", path, None, text, "ignored"))
+    _check_ids(tree["annotations"], path, problems)
+    return CocoFile(path, images, names, problems)
+
+
+def _load(path: Path) -> dict[str, list[Any]]:
+    try:
+        tree = json.loads(path.read_bytes(), object_hook=_without_mask)
+    except FileNotFoundError:
+        raise FastRCNNError(f"{path}: no such file; check `annotations` of the data set") from None
+    except OSError as e:
+        raise FastRCNNError(f"{path}: cannot be read: {e.strerror}; set `annotations` to a JSON file") from None
+    except (ValueError, RecursionError) as e:
+        raise FastRCNNError(f"{path}: is not JSON: {e}; export it again as COCO") from None
+    if not isinstance(tree, dict) or not all(
+        isinstance(tree.get(key), list) for key in ("images", "annotations", "categories")
+    ):
+        what = kind_of_json(tree, path) or "export it as COCO"
+        raise FastRCNNError(f"{path}: is not a COCO data set with images, annotations and categories; {what}")
+    return tree
+
+
+def _without_mask(node: dict[str, Any]) -> dict[str, Any]:
+    """Masks, which are most of a file, are dropped where there is a box."""
+    if node.get("bbox"):
+        node.pop("segmentation", None)
+    return node
+
+
+def _key(value: Any) -> str | None:
+    """An id as it is compared: 7, 7.0 and "7" are one. None for what is no id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def _categories(entries: list[Any], path: Path, problems: list[Problem]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for number, entry in enumerate(entries, start=1):
+        key, name = (_key(entry.get("id")), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        if key is None or not isinstance(name, str):
+            text = "has no id and name; write both"
+            problems.append(Problem("bad category", path, f"category {number} of its list", text))
+        elif names.setdefault(key, name) != name:
+            text = f"is both {names[key]!r} and {name!r}; number the categories anew, and their annotations"
+            problems.append(Problem("bad category", path, f"category {key}", text))
+    for name, count in Counter(map(str.strip, names.values())).items():
+        if count > 1:
+            text = f"{count} of its categories are named {name!r}; they are one class"
+            problems.append(Problem("category listed twice", path, None, text, "noted"))
+    return names
+
+
+def _images(
+    entries: list[Any], path: Path, problems: list[Problem], by_image: dict[str | None, list[dict[str, Any]]]
+) -> list[Entry]:
+    """The images, each with the list in `by_image` that its annotations go to."""
+    images: dict[str, Entry] = {}
+    names: set[str] = set()
+    for number, entry in enumerate(entries, start=1):
+        key, name = (_key(entry.get("id")), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
+        where = f"image {name}" if isinstance(name, str) else f"image {number} of its list"
+        if key is None or not isinstance(name, str) or not name:
+            problems.append(Problem("bad image entry", path, where, "has no id and file_name; write both"))
+        elif key in images and images[key].name != name:
+            text = f"has the id {key} of {images[key].name}: whose objects are whose is not known; number them anew"
+            problems.append(Problem("duplicate id", path, where, text))
+        elif key not in images and name in names:
+            text = f"is listed under two ids, the second {key}; join its annotations under one"
+            problems.append(Problem("duplicate id", path, where, text))
+        elif key in images:
+            problems.append(Problem("image listed twice", path, where, "is listed twice; it is read once", "noted"))
+        else:
+            images[key] = Entry(name, (entry.get("width"), entry.get("height")), by_image.setdefault(key, []))
+            names.add(name)
+    return list(images.values())
+
+
+def _check_ids(annotations: list[Any], path: Path, problems: list[Problem]) -> None:
+    keys = Counter(_key(a.get("id")) for a in annotations if isinstance(a, dict))
+    twice = [key for key, count in keys.items() if count > 1 and key is not None]
+    if twice:
+        text = f"{len(twice)} ids of annotations are listed twice, such as {twice[0]}; all these annotations are read"
+        problems.append(Problem("annotation id twice", path, None, text, "noted"))
+
+
+# ---- one image
+
+
+def _read_image(
+    entry: Entry, record_id: str, path: Path, file: CocoFile, data: DataConfig, index: dict[str, int]
+) -> Found:
+    size, problems = read_size(path, data)
+    if size is None:
+        return None, problems
+    if entry.size != size and entry.size != (None, None):
+        stated = " x ".join(f"{side!r:.20}" for side in entry.size)
+        text = f"its size is {stated} here, the upright image has {size[0]} x {size[1]}; the image's is used"
+        problems.append(Problem("size differs", file.path, f"image {entry.name}", text, "noted"))
+    objects: list[Object] = []
+    enclosing = 0
+    for annotation in entry.annotations:
+        where = f"annotation {annotation.get('id')!s:.60} of image {entry.name}"
+        found, new = _read_object(annotation, where, size, file, data, index)
+        objects += [found] if found else []
+        problems += new
+        enclosing += bool(found) and not annotation.get("bbox")
+    if enclosing:
+        text = f"{enclosing} objects have a polygon and no bbox: the boxes around the polygons are taken"
+        problems.append(Problem("polygon", file.path, f"image {entry.name}", text, "noted"))
+    return make_record(record_id, path, *size, objects, file.path), problems
+
+
+def _read_object(
+    annotation: dict[str, Any],
+    where: str,
+    size: tuple[int, int],
+    file: CocoFile,
+    data: DataConfig,
+    index: dict[str, int],
+) -> tuple[Object | None, list[Problem]]:
+    category = _key(annotation.get("category_id"))
+    if category not in file.names:
+        outcome: Outcome = "ignored" if data.on_unknown_class == "ignore" else "error"
+        text = f"its category_id {annotation.get('category_id')!r:.60} is not among the categories; add it there"
+        return None, [Problem("unknown category", file.path, where, text, outcome)]
+    label, problems = check_class(file.names[category], index, file.path, where, data)
+    if label is None:
+        return None, problems
+    crowd = annotation.get("iscrowd") or 0
+    if crowd not in (0, 1):
+        return None, [Problem("bad iscrowd", file.path, where, f"its iscrowd is {crowd!r:.60}; write 0 or 1")]
+    bbox = annotation.get("bbox")
+    if bbox is None or bbox == []:
+        box = _enclosing(annotation.get("segmentation"))
+        if box is None:
+            has = "a mask (RLE)" if isinstance(annotation.get("segmentation"), dict) else "no polygon either"
+            return None, [no_box("box missing", f"it has no bbox, and {has}", file.path, where, data)]
+    else:
+        box = _half_open(bbox)
+    good, problems = check_box(box, f"{bbox or 'around its polygon'!s:.80}", size, file.path, where, data)
+    return None if good is None else (good, label, bool(crowd)), problems
+
+
+def _half_open(bbox: Any) -> np.ndarray:
+    """float64 [4] in image pixels; NaN for a box that is not four finite numbers."""
+    numbers = _numbers(bbox)
+    if numbers is None or len(numbers) != 4:
+        return np.full(4, np.nan)
+    x, y, width, height = numbers
+    return np.array([x, y, x + width, y + height], np.float64)
+
+
+def _enclosing(segmentation: Any) -> np.ndarray | None:
+    """The box around the polygons [x, y, x, y, ...] of an object, float64 [4]; None if these are not polygons."""
+    polygons = [_numbers(polygon) for polygon in segmentation] if isinstance(segmentation, list) else []
+    if not polygons or any(p is None or len(p) < 6 or len(p) % 2 for p in polygons):
+        return None
+    points = np.concatenate([np.array(p, np.float64).reshape(-1, 2) for p in polygons])
+    return np.concatenate([points.min(axis=0), points.max(axis=0)])
+
+
+def _numbers(values: Any) -> list[float] | None:
+    """Finite numbers as floats; None for anything else."""
+    if not isinstance(values, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        return None
+    try:
+        numbers = [float(v) for v in values]
+    except OverflowError:  # an integer beyond 1e308
+        return None
+    return numbers if all(map(math.isfinite, numbers)) else None
+
+
+# ---- writing
+
+
+def write_coco(records: Sequence[ImageRecord], classes: Sequence[str], folder: Path, split: str = "train") -> Path:
+    """Write annotations/instances_<split>.json, which list_coco reads to the same records; difficult becomes iscrowd.
+
+    Returns the folder where the pictures belong, folder/<split>, under their ids with their suffixes. Raises
+    FastRCNNError as atomic_write does.
+    """
+    images, annotations = [], []
+    for number, record in enumerate(records, start=1):
+        name = record.id + record.path.suffix
+        images.append({"id": number, "file_name": name, "width": record.width, "height": record.height})
+        rows = zip(record.boxes.astype(np.float64), record.classes.tolist(), record.difficult.tolist(), strict=True)
+        for box, category, difficult in rows:
+            x1, y1, x2, y2 = box.tolist()
+            bbox = [x1, y1, x2 - x1, y2 - y1]
+            annotation = {"id": len(annotations) + 1, "image_id": number, "category_id": category, "bbox": bbox}
+            annotations.append(annotation | {"area": bbox[2] * bbox[3], "iscrowd": int(difficult)})
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
+    tree = {"images": images, "annotations": annotations, "categories": categories}
+    with atomic_write(Path(folder) / "annotations" / f"instances_{split}.json") as file:
+        file.write(json.dumps(tree, allow_nan=False).encode())
+    return Path(folder) / split

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -36,6 +37,11 @@ def config_path(name: str) -> str:
 def command(tool: str) -> str:
     """How to start another tool, in the way this one was started."""
     return f"fastrcnn {tool}" if by_command else f"python {Path(sys.argv[0]).with_name(tool + '.py')}"
+
+
+def shown(path: object) -> str:
+    """A path as it is shown: a configuration that comes with the package by the name that the tools take."""
+    return str(path).replace(f"{CONFIGS}{os.sep}", "" if by_command else "configs/")
 
 
 def run(main: Callable[[], int | None]) -> None:

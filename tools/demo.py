@@ -1,7 +1,6 @@
 """Fast R-CNN from nothing to detections in minutes: draws pictures, then runs the tools on them as a user would."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import time
 from pathlib import Path
 
 import _common
-from _common import CONFIGS, TOOLS, command, parser, run
+from _common import CONFIGS, TOOLS, command, parser, run, shown
 
 CONFIG, DATA, RUN = CONFIGS / "demo.yaml", Path("data/shapes"), Path("runs/demo")
 TRAIN, TEST, SEED = 300, 100, 1
@@ -53,7 +52,7 @@ def main() -> None:
     ):
         print(f"  {str(path):42} {what}")
     print(f"\nNext, a picture of your own:  {command('detect')} {weights} PICTURE")
-    print("Next, PASCAL VOC or boxes of your own:  see README.md")
+    print(f"Next, PASCAL VOC or boxes of your own:  {command('configs')}, and README.md")
     if before < LEAST_MAP:
         raise FastRCNNError(f"{weights}: mAP is {before:.3f}; it should be at least {LEAST_MAP}")
 
@@ -61,9 +60,9 @@ def main() -> None:
 def tool(name: str, *args: object) -> None:
     """Run one of the tools, showing the command; stop with its exit code if it fails."""
     words = [*map(str, args)]
-    shown = [word.replace(f"{CONFIGS}{os.sep}", "" if _common.by_command else "configs/") for word in words]
-    shown = shown if len(words) < 8 else [*shown[:2], "...", *shown[-2:]]
-    print(f"\n$ {command(name)} {' '.join(shown)}", flush=True)
+    spoken = [shown(word) for word in words]
+    spoken = spoken if len(words) < 8 else [*spoken[:2], "...", *spoken[-2:]]
+    print(f"\n$ {command(name)} {' '.join(spoken)}", flush=True)
     start = [TOOLS, name] if _common.by_command else [TOOLS / f"{name}.py"]
     code = subprocess.run([sys.executable, *start, *words], check=False).returncode
     if code:

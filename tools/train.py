@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from _common import command, parser, run
+from _common import command, parser, run, shown
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
         return evaluate_weights(config, weights, Path(config.output) / "results").mean_ap
 
     weights = train(config, args.resume, evaluate)
-    print(f"{weights}: evaluate it with: {command('test')} {args.config} {weights}")
+    print(f"{weights}: evaluate it with: {command('test')} {shown(args.config)} {weights}")
 
 
 if __name__ == "__main__":

@@ -79,11 +79,12 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 def gradient_norm(model: nn.Module) -> Tensor:
     """The norm of the whole gradient, a scalar; NaN or inf when a part of it is."""
-    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    norms = [torch.linalg.vector_norm(p.grad) for p in model.parameters() if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def clip_gradient(model: nn.Module, bound: float, norm: float) -> None:
     """Scale the whole gradient, whose norm this is, down to at most `bound` (0: leave it)."""
     if bound and norm > bound:  # below it, torch would multiply every gradient by 1
         learned = [p for p in model.parameters() if p.grad is not None]
-        nn.utils.clip_grads_with_norm_(learned, bound, torch.tensor(norm))
+        nn.utils.clip_grad_norm_(learned, bound)

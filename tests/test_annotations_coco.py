@@ -101,7 +101,7 @@ def test_the_far_side_is_added_in_float64(tmp_path):
 )
 def test_pictures_lie_where_tools_put_them(tmp_path, json_name, pictures, split):
     dataset = make(tmp_path, json_name=json_name, pictures=pictures)
-    dataset.split = split
+    dataset.split = split or None
     records = read(dataset)
     assert [r.id for r in records] == ["b", "a"]
     assert "val2017" not in str(records[1].path) and all(not split or split in r.path.parts for r in records)
@@ -255,7 +255,7 @@ def test_several_files_are_named_and_one_is_chosen(tmp_path):
     expect_error(lambda: read(dataset), "instances_a.json", "instances_b.json", "`annotations`")
     dataset.annotations = str(tmp_path / "annotations" / "instances_a.json")
     assert len(read(dataset)) == 2
-    dataset.annotations, dataset.split = "", "a"
+    dataset.annotations, dataset.split = None, "a"
     assert len(read(dataset)) == 2
     dataset.split = "c"
     expect_error(lambda: read(dataset), tmp_path, "no JSON file of c", "`annotations`")

@@ -119,7 +119,7 @@ def test_label_files_may_be_empty_or_missing_or_of_no_picture(tmp_path):
     files = {"a.jpg": None, "a.txt": "", "b.jpg": None, "c.txt": "0 0.5 0.5 0.5 0.5", "train.txt": "a.jpg"}
     dataset = make(tmp_path / "set", {**files, "README.txt": "hello", "classes.txt": "cat"})
     dataset.split = str(tmp_path / "set")  # a part may be any folder
-    dataset.split = ""
+    dataset.split = None
     (tmp_path / "set" / "train.txt").unlink()
     problems = []
     first, second = read(dataset, problems)
@@ -305,7 +305,7 @@ YAML = b"path: .\ntrain: images\nval: [images, 'images']\nnc: 2\nkpt_shape: [1, 
 
 
 @fuzzing
-@given(data=mutated([YAML, b"train: images\nnames: [cat, dog]\n"]), split=st.sampled_from(["", "train", "val"]))
+@given(data=mutated([YAML, b"train: images\nnames: [cat, dog]\n"]), split=st.sampled_from([None, "train", "val"]))
 def test_a_mutated_description_is_read_or_refused(damaged, data, split):
     Path(damaged.root, "data.yaml").write_bytes(data)
     Path(damaged.root, "labels", "a.txt").write_bytes(LINES)

@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import runpy
 import sys
@@ -9,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fastrcnn import config as configs
+from fastrcnn import config_files
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config, DataConfig, DataSetConfig, ProposalsConfig
@@ -51,7 +51,7 @@ def write_proposals(path, boxes, sizes=None, digest=bytes(16)):
         boxes=np.concatenate(rows),
         sizes=np.array(sizes or [SIZE] * count),
         digests=np.array([list(digest)] * count),
-        made_by=dataclasses.asdict(ProposalsConfig()),
+        made_by=configs.to_dict(ProposalsConfig()),
     )
     write_stored(path, stored)
 
@@ -202,7 +202,7 @@ def test_missing_proposals_are_errors(good):
     assert missing.kind == "proposals missing" and "image b" in str(missing)
     assert len(report.sets[0].recall.best_iou) == 1  # of the image that has some
 
-    config.data.train[0].proposals = ""
+    config.data.train[0].proposals = None
     assert found(config, "proposals missing") == [(good.name, None, "error")]
     config.data.train[0].proposals = str(good / "none.safetensors")
     assert found(config, "unreadable proposals") == [("none.safetensors", None, "error")]
@@ -265,7 +265,7 @@ def test_the_tool_s_exit_code_tells_errors_from_remarks(good, monkeypatch, capsy
     tools = Path(__file__).parent.parent / "tools"
     monkeypatch.syspath_prepend(str(tools))
     main = runpy.run_path(str(tools / "check_data.py"))["main"]
-    configs.save(make_config(good), good / "run.yaml")
+    config_files.save(make_config(good), good / "run.yaml")
     monkeypatch.setattr(sys, "argv", ["check_data.py", str(good / "run.yaml"), "--all"])
     assert main() == 0
     assert "recall of train" in capsys.readouterr().out

@@ -102,7 +102,7 @@ def test_all_given_proposals_are_used(saved):
 
 def test_detections_obey_their_settings(saved):
     detector = fastrcnn.load(saved[2])
-    detector.config.test = configs.TestConfig(nms_iou=0.4, score_threshold=0.2, max_detections=15)
+    detector.config.test = configs.DetectionConfig(nms_iou=0.4, score_threshold=0.2, max_detections=15)
     found = detector.detect(PICTURE, some_proposals())
     assert 3 < len(found.boxes) <= 15 and found.boxes.dtype == np.float32
     assert (np.diff(found.scores) <= 0).all() and found.scores.min() > 0.2

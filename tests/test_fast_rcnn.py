@@ -12,7 +12,7 @@ ROIS = [torch.tensor([[0.0, 0, 30, 40], [10, 5, 60, 50]]), torch.tensor([[5.0, 5
 
 
 def network(**changes) -> FastRCNN:
-    settings = {"backbone": "tiny", "weights": "", "freeze_up_to": "conv1", "fc_width": 24, "dropout": 0.5, **changes}
+    settings = {"backbone": "tiny", "weights": None, "freeze_up_to": "conv1", "fc_width": 24, "dropout": 0.5, **changes}
     torch.manual_seed(0)
     return FastRCNN(ModelConfig(**settings), num_classes=5)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastrcnn import config as configs
+from fastrcnn import config_files
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.data.loader import Batch
 from fastrcnn.errors import FastRCNNError
@@ -35,7 +36,7 @@ def test_a_run_leaves_all_it_should(tree, tmp_path):
     weights = train(config, evaluate=lambda path: evaluated.append(path) or 0.25)
     folder = tmp_path / "run"
     assert weights == folder / "model.safetensors" and evaluated == [weights] * 2
-    assert configs.load(folder / "config.yaml") == config
+    assert config_files.load(folder / "config.yaml") == config
     assert [p.name for p in checkpoints(folder)] == [
         "checkpoint_00000006.safetensors",
         "checkpoint_00000008.safetensors",
@@ -91,7 +92,7 @@ def test_a_run_is_not_overwritten(tree, tmp_path):
 def test_resume_refuses_other_settings(tree, tmp_path, change, words):
     config = config_of(tree, tmp_path / "run", max_iterations=2)
     train(config)
-    other = configs.from_dict(configs._merge(configs.to_dict(config), change))
+    other = configs.from_dict(config_files._merge(configs.to_dict(config), change))
     with pytest.raises(FastRCNNError, match=words):
         train(other, resume=True)
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from fastrcnn import config as configs
+from fastrcnn import config_files
 from fastrcnn.data.image_set import open_data
 from fastrcnn.data.shapes import CLASSES, make_shapes
 from fastrcnn.evaluate import run as testing
@@ -102,7 +102,7 @@ def test_evaluation_goes_on_after_a_kill(workspace, monkeypatch):
     weights = "runs/small/model.safetensors"
     run("test", "small.yaml", weights, "--output", "whole", cwd=workspace)
     monkeypatch.chdir(workspace)  # paths in the configuration are relative
-    config = configs.load("small.yaml")
+    config = config_files.load("small.yaml")
     images = open_data(config.data.test, config)
     key = testing._key(config, Path(weights), images)
     marker = {"id": images.ids[0], "classes": [CLASSES[0]], "scores": [0.5], "boxes": [[1, 2, 30, 40]]}

@@ -19,7 +19,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
 
-    from fastrcnn.config import load
+    from fastrcnn.config_files import load
     from fastrcnn.data.checks import check
 
     report = check(load(args.config, args.overrides), args.processes)

@@ -22,7 +22,7 @@ def main() -> None:
     args = arguments()
 
     from fastrcnn.annotations.read import read_data_sets
-    from fastrcnn.config import load
+    from fastrcnn.config_files import load
     from fastrcnn.errors import FastRCNNError
     from fastrcnn.proposals.recall import proposal_recall
     from fastrcnn.proposals.selective_search import make_proposals
@@ -35,7 +35,7 @@ def main() -> None:
             key = f"data.{part}.{i}"
             if not dataset.proposals:
                 raise FastRCNNError(
-                    f"{args.config}: {key}.proposals is empty; name a file, such as proposals.safetensors"
+                    f"{args.config}: {key}.proposals is not set; name a file, such as proposals.safetensors"
                 )
             records = read_data_sets([dataset], config.data, config.classes)
             if dataset.proposals.endswith(".safetensors"):

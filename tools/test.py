@@ -11,10 +11,10 @@ def main() -> None:
     args.add_argument("--coco", action="store_true", help="also COCO's averages over IoU thresholds, by pycocotools")
     args = args.parse_intermixed_args()
 
-    from fastrcnn import config as configs
+    from fastrcnn.config_files import load
     from fastrcnn.evaluate.run import evaluate_detections, evaluate_weights
 
-    config = configs.load(args.config, args.overrides)
+    config = load(args.config, args.overrides)
     folder = Path(args.output or Path(config.output) / "results")
     work = evaluate_detections if args.weights.endswith(".json") else evaluate_weights
     print(work(config, Path(args.weights), folder, with_coco=args.coco).table)

@@ -11,14 +11,14 @@ def main() -> None:
     args.add_argument("--eval-every", type=int, metavar="N", help="evaluate on data.test every N iterations")
     args = args.parse_intermixed_args()
 
-    from fastrcnn import config as configs
+    from fastrcnn.config_files import load
     from fastrcnn.evaluate.run import evaluate_weights
     from fastrcnn.train.loop import train
 
     overrides = args.overrides
     if args.eval_every is not None:
         overrides = [*overrides, f"train.eval_every={args.eval_every}"]
-    config = configs.load(args.config, overrides)
+    config = load(args.config, overrides)
 
     def evaluate(weights: Path) -> float:
         return evaluate_weights(config, weights, Path(config.output) / "results").mean_ap

@@ -57,7 +57,7 @@ def read_data_sets(
     if problems is not None:
         problems += found
     if not records:
-        names = ", ".join(f"{dataset.root} {dataset.split}".strip() for dataset in datasets)
+        names = ", ".join(dataset.label for dataset in datasets)
         raise FastRCNNError(f"{names or 'the list of data sets'}: holds no images; check the root and the split")
     return list(records.values())
 

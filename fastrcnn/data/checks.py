@@ -95,11 +95,12 @@ def check(config: Config, processes: int | None = None) -> Report:
                 log.info("measuring how many objects %s covers", proposals.path)
                 recall = proposal_recall(ImageSet(known, proposals))
                 findings += _without_foreground(known, proposals, recall, config.sampling.foreground_iou)
-        name = f"{part} {dataset.root} {dataset.split}".strip()
+        name = f"{part} {dataset.label}"
         checked.append(CheckedSet(part, name, records, recall))
     for part, stores in usable.items():
         records = [record for checked_set in checked if checked_set.part == part for record in checked_set.records]
-        findings += quick_findings(part, ImageSet(records, ChainMap(*stores)), config.classes)
+        if getattr(config.data, part):
+            findings += quick_findings(part, ImageSet(records, ChainMap(*stores)), config.classes)
     return Report(config.classes, checked, list(dict.fromkeys(findings)))
 
 
@@ -220,10 +221,10 @@ def _same_pictures(paths: dict[str, list[Path]], digests: dict[Path, bytes | Non
 def _read_proposals(
     dataset: DataSetConfig, records: list[ImageRecord], config: Config
 ) -> tuple[Proposals | None, list[Problem]]:
-    path = Path(dataset.proposals)
-    if not dataset.proposals:
+    if dataset.proposals is None:
         text = "the data set names no proposals; set `proposals` to a file, and make it with tools/proposals.py"
         return None, [Problem("proposals missing", Path(dataset.root), None, text)]
+    path = Path(dataset.proposals)
     try:
         proposals = read_proposals(path, records, config.proposals)
     except FastRCNNError as e:

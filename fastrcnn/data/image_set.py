@@ -59,7 +59,7 @@ def open_data(datasets: Sequence[DataSetConfig], config: Config, problems: list[
             records[record.id] = record
         if not dataset.proposals:
             raise FastRCNNError(
-                f"{dataset.root} {dataset.split}: has no proposals; set `proposals` of the data set to a file, and "
+                f"{dataset.label}: has no proposals; set `proposals` of the data set to a file, and "
                 "make it with tools/proposals.py"
             )
         stores.append(open_proposals(Path(dataset.proposals), new, config.proposals))

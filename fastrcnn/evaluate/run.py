@@ -14,7 +14,7 @@ from tqdm import tqdm
 from fastrcnn import config as configs
 from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.annotations.records import ImageRecord, class_index
-from fastrcnn.config import Config
+from fastrcnn.config import Config, DataSetConfig
 from fastrcnn.data.image_set import ImageSet, open_data
 from fastrcnn.detect.detector import Detector
 from fastrcnn.detections import DetectedImage, read_detections, write_detections
@@ -50,7 +50,7 @@ def evaluate_weights(config: Config, weights: str | Path, folder: str | Path, wi
     """
     folder = Path(folder)
     with lock(folder / ".lock", "the results folder"):
-        images = open_data(config.data.test, config)
+        images = open_data(_test_sets(config), config)
         detector = _detector(config, weights)
         found = _detect_all(detector, images, folder / PARTIAL, _key(config, Path(weights), images))
         write_detections(folder / DETECTIONS, config.classes, found)
@@ -64,7 +64,7 @@ def evaluate_detections(
 ) -> Evaluation:
     """Score saved detections (a detections.json) on config.data.test again, without the network."""
     _, images = read_detections(detections)
-    records = read_data_sets(config.data.test, config.data, config.classes)
+    records = read_data_sets(_test_sets(config), config.data, config.classes)
     return _score(config, images, records, Path(folder), with_coco)
 
 
@@ -78,11 +78,17 @@ def _detector(config: Config, weights: str | Path) -> Detector:
     return Detector(model, config, choose_device(config.device))
 
 
+def _test_sets(config: Config) -> list[DataSetConfig]:
+    if not config.data.test:
+        raise FastRCNNError("data.test names no data set to evaluate on; set data.test, as data.train is set")
+    return config.data.test
+
+
 def _score(
     config: Config, images: Sequence[DetectedImage], records: Sequence[ImageRecord], folder: Path, with_coco: bool
 ) -> Evaluation:
     rows = join(images, records, config.classes)
-    result = voc.evaluate(*rows, len(config.classes) + 1, metric=config.test.ap)
+    result = voc.evaluate(*rows, len(config.classes) + 1, metric=config.test.ap_rule)
     table = report.ap_table(result, config.classes)
     numbers: dict[str, Any] = {"map": _number(result.mean_ap), "metric": result.metric}
     numbers["ap"] = {name: _number(ap) for name, ap in zip(config.classes, result.ap[1:].tolist(), strict=True)}
@@ -94,7 +100,7 @@ def _score(
     with atomic_write(folder / "table.txt") as file:
         file.write(f"{table}\n".encode())
     report.plot_precision_recall(result, config.classes, folder / "precision_recall.png")
-    split = "+".join(dict.fromkeys(Path(d.split).stem or "all" for d in config.data.test))
+    split = "+".join(dict.fromkeys(Path(d.split or "all").stem for d in config.data.test))
     report.write_voc_files(folder / "voc", split, config.classes, images)
     return Evaluation(result, table)
 

@@ -72,7 +72,7 @@ def output_channels(backbone: nn.Sequential) -> int:
     return [layer for layer in backbone if isinstance(layer, nn.Conv2d)][-1].out_channels
 
 
-def frozen_depth(backbone: nn.Sequential, freeze_up_to: str) -> int:
+def frozen_depth(backbone: nn.Sequential, freeze_up_to: str | None) -> int:
     """How many leading layers keep their weights: those up to `freeze_up_to` and what follows it without weights.
 
     Raises KeyError with the valid names when there is no such layer.

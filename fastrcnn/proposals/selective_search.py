@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastrcnn.annotations.records import ImageRecord
-from fastrcnn.config import ProposalsConfig
+from fastrcnn.config import ProposalsConfig, to_dict
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import file_digest, lock, remove_leftovers
 from fastrcnn.images import read_image
@@ -97,7 +97,7 @@ def make_proposals(
     if processes is not None and processes < 1:
         raise FastRCNNError(f"the number of processes is {processes}; it must be at least 1")
     records = _distinct(records, path)
-    made_by = asdict(config) | {"opencv": cv2.__version__}
+    made_by = to_dict(config) | {"opencv": cv2.__version__}
     # The journal's name holds the settings, so that it cannot be taken for one of others.
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:8]
     journal = path.with_name(f"{path.name}.{key}.partial")

@@ -136,7 +136,8 @@ def _unpack(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) ->
 
 def _refuse_other_run(path: Path, metadata: dict[str, Any], config: Config, data: str) -> None:
     """Going on with something else changed would be no resume; each difference is named."""
-    before, now = _flatten(metadata["config"]), _flatten(configs.to_dict(config))
+    started = configs.from_dict(metadata["config"], source=str(path))
+    before, now = _flatten(configs.to_dict(started)), _flatten(configs.to_dict(config))
     changed = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in {**before, **now}

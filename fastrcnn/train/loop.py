@@ -11,10 +11,10 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from fastrcnn import config as configs
 from fastrcnn.annotations.problems import Problem, log_problems
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
+from fastrcnn.config_files import save
 from fastrcnn.data.checks import files_in_both, quick_findings
 from fastrcnn.data.image_set import open_data
 from fastrcnn.data.loader import BatchDataset, batches
@@ -122,7 +122,7 @@ def iterate(run: Run, evaluate: Evaluate | None, stop: threading.Event) -> None:
     device = run.model.device
     images, classes = len(run.dataset.images), len(config.classes)
     log.info("%d images, %d classes, iterations %d to %d, on %s", images, classes, first, last, device)
-    configs.save(config, run.folder / "config.yaml")  # from here on it is a run: what was wrong before leaves none
+    save(config, run.folder / "config.yaml")  # from here on it is a run: what was wrong before leaves none
     metrics, watch = Metrics(run.folder / METRICS, first, config.train.log_every), Watch(first, last)
     loader = batches(run.dataset, first, last, config.data.workers, pin_memory=device.type == "cuda")
     bar = tqdm(loader, "training", total=last, initial=first, unit="it", mininterval=1, dynamic_ncols=True)

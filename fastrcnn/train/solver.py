@@ -15,7 +15,8 @@ def parameter_groups(model: FastRCNN, config: SolverConfig) -> list[dict]:
     """
     groups = []
     backbone_parameters = {id(p) for p in model.backbone.parameters()}
-    for in_backbone, lr in ((True, config.backbone_lr or config.lr), (False, config.lr)):
+    backbone_lr = config.lr if config.backbone_lr is None else config.backbone_lr
+    for in_backbone, lr in ((True, backbone_lr), (False, config.lr)):
         for is_bias, factor, decay in (
             (False, 1.0, config.weight_decay),
             (True, config.bias_lr_factor, config.bias_weight_decay),
@@ -83,8 +84,8 @@ def gradient_norm(model: nn.Module) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
-def clip_gradient(model: nn.Module, bound: float, norm: float) -> None:
-    """Scale the whole gradient, whose norm this is, down to at most `bound` (0: leave it)."""
-    if bound and norm > bound:  # below it, torch would multiply every gradient by 1
+def clip_gradient(model: nn.Module, bound: float | None, norm: float) -> None:
+    """Scale the whole gradient, whose norm this is, down to at most `bound` (None: leave it)."""
+    if bound is not None and norm > bound:  # below it, torch would multiply every gradient by 1
         learned = [p for p in model.parameters() if p.grad is not None]
         nn.utils.clip_grad_norm_(learned, bound)

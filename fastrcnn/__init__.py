@@ -29,8 +29,9 @@ def load(weights: "str | Path", device: str = "auto", precision: str | None = No
     from fastrcnn.device import choose_device
     from fastrcnn.model.weights import load_model
 
+    place = choose_device(device)
     model, config = load_model(weights, precision)
-    return Detector(model, config, choose_device(device))
+    return Detector(model, config, place)
 
 
 def __getattr__(name: str) -> str:

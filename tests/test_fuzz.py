@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import struct
+import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -350,47 +351,52 @@ def test_detections_with_mutated_values_are_read_or_refused(detections, data):
 
 
 KEY = {"weights": "x", "classes": CONFIG.classes}
-LINES = [KEY, *(image.to_json() for image in FOUND)]
+LINES = [image.to_json() for image in FOUND]
+
+
+def as_journal(lines: list) -> bytes:
+    texts = [json.dumps(line).encode() for line in [KEY, *lines]]
+    return b"".join(b"[%d, %s]\n" % (zlib.crc32(text), text) for text in texts)
 
 
 def check_partial(path: Path) -> None:
     """Whatever stands in it: what is taken over is good enough to be saved, the rest is done again."""
-    found = testing._read_partial(path, KEY)
-    assert all(isinstance(image_id, str) for image_id in found)
-    write_detections(path, CONFIG.classes, found.values())
+    found = testing._journal(path, KEY).items
+    assert all(isinstance(image.id, str) for image in found)
+    write_detections(path, CONFIG.classes, found)
 
 
 @fuzzing
-@given(content=mutated(["".join(json.dumps(line) + "\n" for line in LINES).encode()]))
+@given(content=mutated([as_journal(LINES)]))
 def test_a_mutated_evaluation_under_way_is_taken_over_as_far_as_it_is_whole(tmp_path, content):
     (tmp_path / "partial").write_bytes(content)
     check_partial(tmp_path / "partial")
 
 
 @fuzzing
-@given(lines=altered(LINES[1:]))
+@given(lines=altered(LINES))
 def test_an_evaluation_under_way_with_mutated_values_is_taken_over_as_far_as_it_fits(tmp_path, lines):
-    (tmp_path / "partial").write_text("".join(json.dumps(line) + "\n" for line in [KEY, *lines]))
+    (tmp_path / "partial").write_bytes(as_journal(lines))
     check_partial(tmp_path / "partial")
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        {**LINES[1], "classes": ["horse"]},
-        {**LINES[1], "classes": [1]},
-        {**LINES[1], "classes": LINES[1]["classes"] * 2},
-        {**LINES[1], "scores": [float("nan")]},
-        {**LINES[1], "boxes": [[1, 2, 1e300, 4]]},
-        {**LINES[1], "boxes": [[9, 2, 1, 4]]},
-        {**LINES[1], "id": 7},
+        {**LINES[0], "classes": ["horse"]},
+        {**LINES[0], "classes": [1]},
+        {**LINES[0], "classes": LINES[0]["classes"] * 2},
+        {**LINES[0], "scores": [float("nan")]},
+        {**LINES[0], "boxes": [[1, 2, 1e300, 4]]},
+        {**LINES[0], "boxes": [[9, 2, 1, 4]]},
+        {**LINES[0], "id": 7},
         [],
     ],
 )
 def test_a_line_that_does_not_fit_is_done_again(tmp_path, line):
     path = tmp_path / "partial"
-    path.write_text("".join(json.dumps(x) + "\n" for x in [KEY, LINES[2], line]))
-    assert list(testing._read_partial(path, KEY)) == ["b"]
+    path.write_bytes(as_journal([LINES[1], line, LINES[0]]))
+    assert [image.id for image in testing._journal(path, KEY).items] == ["b"]
 
 
 # ---- nothing is unpickled

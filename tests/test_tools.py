@@ -17,6 +17,7 @@ from fastrcnn import config_files
 from fastrcnn.data.image_set import open_data
 from fastrcnn.data.shapes import CLASSES, make_shapes
 from fastrcnn.evaluate import run as testing
+from fastrcnn.journal import Journal
 
 REPO = Path(__file__).parent.parent
 TOOLS = ("proposals", "check_data", "train", "test", "compress", "detect", "configs", "bench", "demo")
@@ -107,8 +108,10 @@ def test_evaluation_goes_on_after_a_kill(workspace, monkeypatch):
     key = testing._key(config, Path(weights), images)
     marker = {"id": images.ids[0], "classes": [CLASSES[0]], "scores": [0.5], "boxes": [[1, 2, 30, 40]]}
     partial = workspace / "killed/detections.partial.jsonl"
-    partial.parent.mkdir()
-    partial.write_text(json.dumps(key) + "\n" + json.dumps(marker) + "\n" + json.dumps(marker)[:30])
+    with Journal(partial, key, dict, dict) as journal:
+        journal.append(marker)
+        journal.append(marker)
+    partial.write_bytes(partial.read_bytes()[:-30])
     done = run("test", "small.yaml", weights, "--output", "killed", cwd=workspace)
     assert "1 of 3 images are done already" in done.stderr and not partial.exists()
     whole, killed = (json.loads((workspace / d / "detections.json").read_text())["images"] for d in ("whole", "killed"))

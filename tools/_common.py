@@ -1,6 +1,9 @@
 """What every tool shares: its arguments, its log, and errors as one sentence."""
 
 import argparse
+import contextlib
+import errno
+import io
 import logging
 import os
 import signal
@@ -44,10 +47,12 @@ def shown(path: object) -> str:
     return str(path).replace(f"{CONFIGS}{os.sep}", "" if by_command else "configs/")
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Call `main`, and exit with its code; input that the user can mend gives one sentence and exit code 1.
+def run(main: Callable[[], int | None], resume: str = "") -> None:
+    """Call `main`, and exit with its code; input that the user can fix gives one sentence and exit code 1.
 
-    Ctrl-C and SIGTERM give 130: both are raised as KeyboardInterrupt, also where a shell had SIGINT ignored.
+    Ctrl-C and SIGTERM give 130: both are raised as KeyboardInterrupt, also where a shell had SIGINT ignored. `resume`
+    then says what was saved and how to resume. When the reader of the output has left, as `| head` does, the tool ends
+    without a word, with 141 as other programs do.
     """
     from fastrcnn.errors import FastRCNNError
 
@@ -56,12 +61,39 @@ def run(main: Callable[[], int | None]) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    code: int | str | None
+    message = ""
     try:
-        sys.exit(main())
+        code = main()
+    except SystemExit as e:  # from argparse
+        code = e.code
     except FastRCNNError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
+        code, message = 1, f"error: {e}"
     except KeyboardInterrupt:
-        print("interrupted: finished work is saved; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+        code, message = 130, f"interrupted{resume and ': '}{resume}"
+    except OSError:
+        if not (_reader_has_left() or _reader_has_left(probe="\n")):  # then it was another pipe or file
+            raise
+        code = 141
+    if message:
+        with contextlib.suppress(OSError):
+            print(message, file=sys.stderr)
+    sys.exit(141 if _reader_has_left() else code)
+
+
+def _reader_has_left(probe: str = "") -> bool:
+    """Whether stdout or stderr is a closed pipe. It then leads nowhere, for Python flushes once more at its end."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.write(probe)
+            stream.flush()
+        except OSError as e:
+            if e.errno not in (errno.EPIPE, errno.EINVAL):  # the second on Windows
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            return True
+    return False

@@ -34,13 +34,14 @@ def main() -> None:
     tool("test", CONFIG, weights)
     tool("compress", weights, compressed, "--fc6", 64, "--fc7", 32)
     tool("test", CONFIG, compressed, "--output", RUN / "results_compressed")
-    ids = (DATA / "ImageSets/Main/test.txt").read_text().split()[:SHOWN]
+    ids = (DATA / "ImageSets/Main/test.txt").read_text(encoding="utf-8").split()[:SHOWN]
     tool("detect", weights, *(DATA / f"JPEGImages/{i}.jpg" for i in ids), "--output", found)
     sheet = RUN / "detections.png"
     write_image(sheet, contact_sheet([read_image(found / f"{i}.jpg") for i in ids], columns=4, titles=ids))
 
     before, after = (
-        json.loads((RUN / folder / "results.json").read_text())["map"] for folder in ("results", "results_compressed")
+        json.loads((RUN / folder / "results.json").read_text(encoding="utf-8"))["map"]
+        for folder in ("results", "results_compressed")
     )
     seconds = time.monotonic() - started
     print(f"\nDone in {seconds:.0f} s. mAP on {TEST} pictures it has not seen: {before:.3f}; compressed: {after:.3f}")

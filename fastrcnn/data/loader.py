@@ -45,8 +45,9 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        lists = {name: [change(t) for t in getattr(self, name)] for name in ("images", "maps", "rois")}
-        return replace(self, **lists, labels=change(self.labels), bbox_targets=change(self.bbox_targets))
+        images, maps, rois = ([change(t) for t in tensors] for tensors in (self.images, self.maps, self.rois))
+        labels, targets = change(self.labels), change(self.bbox_targets)
+        return replace(self, images=images, maps=maps, rois=rois, labels=labels, bbox_targets=targets)
 
 
 class BatchDataset(Dataset):

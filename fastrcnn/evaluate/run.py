@@ -1,7 +1,6 @@
 """From weights to mAP: detect in every test image, then score and write all that an evaluation leaves behind."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from fastrcnn import config as configs
@@ -23,6 +23,7 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate import coco, report, voc
 from fastrcnn.evaluate.rows import join
 from fastrcnn.files import atomic_write, file_digest, lock, write_json
+from fastrcnn.journal import Journal
 from fastrcnn.model.weights import load_model
 
 log = logging.getLogger(__name__)
@@ -45,17 +46,18 @@ class Evaluation:
 def evaluate_weights(config: Config, weights: str | Path, folder: str | Path, with_coco: bool = False) -> Evaluation:
     """Detect in the images of config.data.test and score, into `folder`.
 
-    The network is that of the weights file, the settings of detection are config's. A killed evaluation goes on where
-    it was when it is started again with the same weights, settings and images. Raises FastRCNNError for wrong input.
+    The network is that of the weights file, the settings of detection are config's. A killed evaluation
+    resumes when it is started again with the same weights, settings and images. Raises FastRCNNError for wrong input.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), choose_device(config.device)
     with lock(folder / ".lock", "the results folder"):
         images = open_data(_test_sets(config), config)
-        detector = _detector(config, weights)
-        found = _detect_all(detector, images, folder / PARTIAL, _key(config, Path(weights), images))
+        detector = _detector(config, weights, device)
+        journal = _journal(folder / PARTIAL, _key(config, Path(weights), images))
+        found = _detect_all(detector, images, journal)
         write_detections(folder / DETECTIONS, config.classes, found)
         evaluation = _score(config, found, images.records, folder, with_coco)
-        (folder / PARTIAL).unlink()
+        journal.remove()
         return evaluation
 
 
@@ -68,14 +70,14 @@ def evaluate_detections(
     return _score(config, images, records, Path(folder), with_coco)
 
 
-def _detector(config: Config, weights: str | Path) -> Detector:
+def _detector(config: Config, weights: str | Path, device: torch.device) -> Detector:
     model, trained = load_model(weights, config.precision)
     if list(class_index(trained.classes)) != list(class_index(config.classes)):
         raise FastRCNNError(
             f"{weights}: was trained for the classes {', '.join(trained.classes)}; the configuration has "
             f"{', '.join(config.classes)}. Evaluate with the configuration of the training run"
         )
-    return Detector(model, config, choose_device(config.device))
+    return Detector(model, config, device)
 
 
 def _test_sets(config: Config) -> list[DataSetConfig]:
@@ -110,47 +112,23 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def _detect_all(
-    detector: Detector,
-    images: ImageSet,
-    partial: Path,
-    key: dict[str, Any],
-) -> list[DetectedImage]:
-    """What is found in each image. Each is one line appended to `partial`, whose first line is `key`: lines under the
-    same key are taken over, others are of another evaluation and are dropped."""
-    done = _read_partial(partial, key)
+def _detect_all(detector: Detector, images: ImageSet, journal: Journal[DetectedImage]) -> list[DetectedImage]:
+    """What is found in each image; those that the journal has are not done again."""
+    done = {image.id: image for image in journal.items}
     if done:
-        log.info("%s: %d of %d images are done already", partial, len(done), len(images))
-    lines = [json.dumps(key), *(json.dumps(image.to_json()) for image in done.values())]
-    with atomic_write(partial) as file:
-        file.write("".join(line + "\n" for line in lines).encode())
-    try:
-        with partial.open("a", encoding="utf-8") as file:
-            for record, proposals in tqdm(images, "evaluating", unit="image", mininterval=1, dynamic_ncols=True):
-                if record.id in done:
-                    continue
+        log.info("%s: %d of %d images are done already", journal.path, len(done), len(images))
+    with journal:
+        for record, proposals in tqdm(images, "evaluating", unit="image", mininterval=1, dynamic_ncols=True):
+            if record.id not in done:
                 found = detector.detect(record.path, proposals, record.id)
                 done[record.id] = DetectedImage(record.id, found, str(record.path), record.width, record.height)
-                file.write(json.dumps(done[record.id].to_json()) + "\n")
-                file.flush()
-    except OSError as e:
-        raise FastRCNNError(f"{partial}: cannot be written: {e.strerror}; free space and start again") from None
+                journal.append(done[record.id])
     return [done[image_id] for image_id in images.ids]
 
 
-def _read_partial(path: Path, key: dict[str, Any]) -> dict[str, DetectedImage]:
-    """The images of an earlier evaluation under the same key; its last line may have been cut by a kill."""
-    done: dict[str, DetectedImage] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        if not lines or json.loads(lines[0]) != key:
-            return {}
-        for line in lines[1:]:
-            image = DetectedImage.from_json(json.loads(line), key["classes"])
-            done[image.id] = image
-    except (OSError, ValueError, RecursionError, FastRCNNError):
-        return done
-    return done
+def _journal(path: Path, key: dict[str, Any]) -> Journal[DetectedImage]:
+    """The images of an evaluation under way, or of a killed one under the same key."""
+    return Journal(path, key, DetectedImage.to_json, lambda line: DetectedImage.from_json(line, key["classes"]))
 
 
 def _key(config: Config, weights: Path, images: ImageSet) -> dict[str, Any]:

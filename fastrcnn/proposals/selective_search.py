@@ -3,16 +3,13 @@
 import hashlib
 import json
 import logging
-import os
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +20,7 @@ from fastrcnn.config import ProposalsConfig, to_dict
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import file_digest, lock, remove_leftovers
 from fastrcnn.images import read_image
+from fastrcnn.journal import Journal, pack, unpack
 from fastrcnn.processes import cores, workers
 from fastrcnn.proposals.foreign import StoredProposals, clean
 from fastrcnn.proposals.stored import check_settings, read_stored, write_stored
@@ -60,7 +58,7 @@ def _rank(boxes: np.ndarray, image_id: str) -> np.ndarray:
     0.97 and 0.83; first 300 of `fast`: 0.66 and 0.34, 0.90 and 0.54, 0.90 and 0.60. Exponent 1 loses small objects.
     """
     boxes = boxes[np.lexsort(boxes.T)]  # from OpenCV's chance order to one that the boxes alone decide
-    seed = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big")
+    seed = int.from_bytes(hashlib.sha256(image_id.encode(errors="surrogateescape")).digest()[:8], "big")
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return boxes[np.argsort(np.random.default_rng(seed).random(len(boxes)) / area**0.25, kind="stable")]
 
@@ -100,13 +98,13 @@ def make_proposals(
     made_by = to_dict(config) | {"opencv": cv2.__version__}
     # The journal's name holds the settings, so that it cannot be taken for one of others.
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:8]
-    journal = path.with_name(f"{path.name}.{key}.partial")
     with lock(path.with_name(f".{path.name}.lock"), f"the proposals file {path.name}"):
         remove_leftovers(path.parent, path.name)
         stored, stored_by = _read_finished(path)
         if stored:
             check_settings(path, stored_by, config)
-        made = stored | _read_journal(journal)
+        journal = _open_journal(path.with_name(f"{path.name}.{key}.partial"), made_by)
+        made = stored | {m.id: m for m in journal.items}
         todo = [r for r in records if r.id not in made or made[r.id].digest != _digest(r.path)]
         if todo and stored and stored_by != made_by:
             raise FastRCNNError(
@@ -119,14 +117,14 @@ def make_proposals(
         if len(todo) < len(records):
             log.info("%s: %d of %d images are finished already", path, len(records) - len(todo), len(records))
         if todo:
-            with _open_journal(journal) as file, closing(_search_all(todo, config, processes, len(records))) as results:
+            with journal, closing(_search_all(todo, config, processes, len(records))) as results:
                 for result in results:
-                    _append(file, journal, result)
+                    journal.append(result)
                     made[result.id] = result
         if made != stored:
             order = dict.fromkeys([*stored, *(r.id for r in records), *made])
             write_stored(path, _as_stored([made[i] for i in order], made_by))
-        journal.unlink(missing_ok=True)
+        journal.remove()
 
 
 def _distinct(records: Sequence[ImageRecord], path: Path) -> list[ImageRecord]:
@@ -217,56 +215,17 @@ def _search_one(image_id: str, path: Path, config: ProposalsConfig) -> Made:
     return Made(image_id, _digest(path), (image.shape[1], image.shape[0]), boxes.astype(np.int32))
 
 
-# ---- the journal: finished images of an unfinished run, each as (length, CRC-32, payload)
-
-_HEAD = struct.Struct("<II")
+# ---- the journal of an unfinished run
 
 
-def _read_journal(path: Path) -> dict[str, Made]:
-    """The finished images; a last one that was cut in the middle is left out, and taken off the file."""
-    if not path.exists():
-        return {}
-    made = {}
-    data = path.read_bytes()
-    at = 0
-    while len(data) - at >= _HEAD.size:
-        length, crc = _HEAD.unpack_from(data, at)
-        payload = data[at + _HEAD.size : at + _HEAD.size + length]
-        if len(payload) < length or zlib.crc32(payload) != crc:
-            break
-        about, boxes = payload.split(b"\n", 1)
-        image_id, digest, size = json.loads(about)
-        made[image_id] = Made(image_id, bytes.fromhex(digest), tuple(size), np.frombuffer(boxes, "<i4").reshape(-1, 4))
-        at += _HEAD.size + length
-    if at < len(data):
-        os.truncate(path, at)
-    return made
+def _open_journal(path: Path, made_by: dict[str, Any]) -> Journal[Made]:
+    return Journal(path, {"proposals": made_by}, _encode, _decode)
 
 
-@contextmanager
-def _open_journal(path: Path) -> Iterator[BinaryIO]:
-    with _writing(path):
-        file = path.open("ab", buffering=0)
-    with file:
-        yield file
+def _encode(made: Made) -> dict[str, Any]:
+    return {"id": made.id, "digest": made.digest.hex(), "size": made.size, "boxes": pack(made.boxes)}
 
 
-def _append(file: BinaryIO, path: Path, made: Made) -> None:
-    """Add one image, and return when it is on the disk."""
-    about = json.dumps([made.id, made.digest.hex(), made.size]).encode()
-    payload = about + b"\n" + made.boxes.astype("<i4").tobytes()
-    rest = memoryview(_HEAD.pack(len(payload), zlib.crc32(payload)) + payload)
-    with _writing(path):
-        while rest:
-            rest = rest[file.write(rest) :]
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        raise FastRCNNError(
-            f"{path}: cannot be written: {e.strerror}; free space and run again to go on from the finished images"
-        ) from e
+def _decode(line: dict[str, Any]) -> Made:
+    width, height = line["size"]
+    return Made(line["id"], bytes.fromhex(line["digest"]), (width, height), unpack(line["boxes"]).reshape(-1, 4))

@@ -19,7 +19,7 @@ class LogFile(logging.FileHandler):
 @contextlib.contextmanager
 def log_file(folder: Path) -> Iterator[None]:
     """Everything logged under `fastrcnn` also goes to folder/log.txt."""
-    handler = LogFile(folder / "log.txt", encoding="utf-8")
+    handler = LogFile(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("fastrcnn")
     logger.addHandler(handler)

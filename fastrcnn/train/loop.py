@@ -76,7 +76,7 @@ def prepare(config: Config, resume: bool, problems: list[Problem], stop: threadi
 
     `problems` takes what data.on_bad_box changed or left out.
     """
-    folder = Path(config.output)
+    folder, device = Path(config.output), choose_device(config.device)
     if (folder / "config.yaml").exists() and not resume:
         raise FastRCNNError(f"{folder}: holds a run already; add --resume to resume it, or output=... for another")
     images = open_data(config.data.train, config, problems).for_training(config.data)
@@ -91,7 +91,6 @@ def prepare(config: Config, resume: bool, problems: list[Problem], stop: threadi
             f"{folder}: has {first} iterations already; solver.max_iterations is only {config.solver.max_iterations}"
         )
 
-    device = choose_device(config.device)
     model = build(config)
     if checkpoint is None:
         loaded = initialise(model, config)

@@ -228,7 +228,7 @@ def peak(work: Callable, *args: Any) -> Any:
 
 def memory(kind: str) -> float:
     """Resident memory of this process in GB: `VmRSS` now, `VmHWM` its peak. (getrusage may give the parent's peak.)"""
-    status = Path("/proc/self/status").read_text().splitlines()
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith(kind)) / 1e6
 
 

@@ -9,7 +9,7 @@ def machine() -> dict[str, Any]:
     import torch
     import torchvision
 
-    about = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    about = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in about if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.processor(),

@@ -1,0 +1,180 @@
+"""What the READMEs show is so: links and files are there, commands parse, keys and YAML fit the schema, Python runs."""
+
+import argparse
+import contextlib
+import json
+import re
+import runpy
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from fastrcnn import config as configs
+from fastrcnn.boxes import TargetStatistics
+from fastrcnn.config_files import load
+from fastrcnn.model.weights import build, save_weights
+
+REPO = Path(__file__).resolve().parent.parent
+TOOLS = REPO / "tools"
+DOCS = sorted([*REPO.glob("*.md"), *REPO.glob("[a-z]*/README.md")])
+MADE_BY_USERS = ("my.yaml", "mine.yaml", "data.yaml", "exp.yaml")
+
+each_document = pytest.mark.parametrize("path", DOCS, ids=lambda path: path.relative_to(REPO).as_posix())
+
+
+def blocks(path: Path, *languages: str) -> list[str]:
+    """The fenced blocks of these languages; "" for those that name none."""
+    text = path.read_text(encoding="utf-8")
+    return [body for language, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S) if language in languages]
+
+
+def prose(path: Path) -> str:
+    return re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def anchors(path: Path) -> set[str]:
+    """The names that headings can be linked by."""
+    headings = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_document
+def test_links_and_files_are_there(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        linked = path.parent / name if name else path
+        assert linked.exists(), f"{path.name}: the link to {target} leads nowhere"
+        assert not anchor or anchor in anchors(linked), f"{path.name}: {name} has no heading #{anchor}"
+    text = path.read_text(encoding="utf-8")
+    for name in re.findall(r"(?<![\w/.])(?:fastrcnn|tools|configs|tests)/[\w./+-]*(?![\w./+<*-])", text):
+        assert (REPO / name.rstrip(".")).exists(), f"{path.name}: {name} is not there"
+    for name in re.findall(r"(?<![\w/.+*])([\w+-]+\.yaml)\b", text):
+        known = any((REPO / "configs").rglob(name)) or name in MADE_BY_USERS
+        assert known, f"{path.name}: {name} is none of configs/"
+
+
+class Parsed(BaseException):
+    """Raised in a tool in place of its work; holds its arguments."""
+
+
+def parse(words: list[str], monkeypatch) -> argparse.Namespace:
+    """The arguments that a tool, `python tools/x.py ...` or `fastrcnn x ...`, makes of a command line."""
+
+    def stopping(method):
+        def parse_and_stop(self, args=None, namespace=None):
+            raise Parsed(method(self, args, namespace))
+
+        return parse_and_stop
+
+    with monkeypatch.context() as patched:
+        for name in ("parse_args", "parse_intermixed_args"):
+            patched.setattr(argparse.ArgumentParser, name, stopping(getattr(argparse.ArgumentParser, name)))
+        patched.setattr(signal, "signal", lambda *_: None)
+        patched.setattr(sys, "path", [str(TOOLS), *sys.path])
+        script = TOOLS / "__main__.py" if words[0] == "fastrcnn" else REPO / words[1]
+        patched.setattr(sys, "argv", [str(script), *words[1 if words[0] == "fastrcnn" else 2 :]])
+        with pytest.raises(Parsed) as parsed:
+            runpy.run_path(str(script), run_name="__main__")
+        sys.modules.pop("_common")
+    return parsed.value.args[0]
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Those of blocks, and those in running text that are more than the name of a tool."""
+    lines = "\n".join(blocks(path, "", "sh", "shell", "bash")).splitlines()
+    found = [shlex.split(line, comments=True) for line in lines if re.match(r"(python|fastrcnn|make) ", line)]
+    inline = re.findall(r"`((?:python tools/|fastrcnn |make )[^`]+)`", prose(path))
+    return found + [words for words in map(shlex.split, inline) if len(words) > 2 or words[0] == "make"]
+
+
+@each_document
+def test_commands_parse_and_their_settings_fit_the_schema(path, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(REPO / "configs")
+    for name in MADE_BY_USERS:
+        (tmp_path / name).write_text("base: voc07.yaml\n")
+    makefile = (REPO / "Makefile").read_text(encoding="utf-8")
+    for words in commands(path):
+        line = " ".join(words)
+        if words[0] == "make":
+            assert all(re.search(rf"^{target}:", makefile, re.M) for target in words[1:]), line
+            continue
+        if words[0] == "python" and not words[1].startswith("tools/"):
+            continue  # python -m pytest
+        if {"-h", "--help", "--version"} & {*words}:
+            with pytest.raises(SystemExit):
+                parse(words, monkeypatch)
+            continue
+        words = ["demo.yaml" if word == "CONFIG" else word for word in words]
+        args = parse(words, monkeypatch)
+        if hasattr(args, "config"):
+            assert Path(args.config).exists(), f"{path.name}: {line}: no such configuration"
+            load(args.config, [word for word in args.overrides if "..." not in word])
+    capsys.readouterr()
+
+
+def is_key(dotted: str) -> bool:
+    """Whether the schema has this dotted key; a number, N or * stands for a place in a list."""
+    node = configs.from_dict({"classes": ["any"], "data": {"test": [{"split": "test"}]}})
+    for part in dotted.split("."):
+        if isinstance(node, list):
+            node = node[0]
+            if part.isdecimal() or part in ("N", "*"):
+                continue
+        if not hasattr(type(node), "model_fields") or part not in type(node).model_fields:
+            return False
+        node = getattr(node, part)
+    return True
+
+
+@each_document
+def test_keys_and_flags_are_known(path):
+    sections = "data|proposals|image|model|sampling|solver|train|test"
+    files = r"(?:py|yaml|json|safetensors|md|png|txt|jpg|svg|npz|mat|part)\b"
+    tools = "".join(p.read_text(encoding="utf-8") for p in [*TOOLS.glob("*.py"), *(REPO / "tests").glob("*.py")])
+    for code in re.findall(r"`([^`\n]+)`", prose(path)):
+        for key in re.findall(rf"(?<![\w./])(?:{sections})\.(?!{files})[\w.*]+", code):
+            assert is_key(key.rstrip(".")), f"{path.name}: `{code}`: {key} is no key of a configuration"
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", code):
+            known = f'"{flag}"' in tools or code.startswith(("pip ", "git ", "pytest ", "uv "))
+            assert known, f"{path.name}: `{code}`: no tool takes {flag}"
+
+
+@each_document
+def test_yaml_and_json_blocks_are_read(path, tmp_path):
+    for i, text in enumerate(blocks(path, "yaml")):
+        tree = yaml.safe_load(text)
+        tree = tree if "base" in tree or "classes" in tree else {"base": "voc07.yaml", **tree}
+        written = tmp_path / f"{i}.yaml"
+        written.write_text(yaml.safe_dump(tree), encoding="utf-8")
+        load(written)
+    for text in blocks(path, "json"):
+        json.loads(text)
+
+
+@each_document
+def test_python_blocks_run(path, tmp_path, monkeypatch, capsys):
+    found = blocks(path, "python")
+    if not found:
+        return
+    monkeypatch.chdir(tmp_path)
+    tree = {"classes": ["disc", "square"], "model": {"backbone": "tiny", "fc_width": 32, "freeze_up_to": None}}
+    config, statistics = configs.from_dict(tree), TargetStatistics(torch.zeros(3, 4), torch.ones(3, 4))
+    for name in ("runs/demo", "runs/voc07"):
+        Path(name).mkdir(parents=True)
+        save_weights(f"{name}/model.safetensors", build(config), config, statistics)
+    picture = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    cv2.imwrite("street.jpg", cv2.resize(picture, (240, 180)))
+    for code in found:
+        with contextlib.redirect_stdout(sys.stderr):
+            exec(compile(code, str(path), "exec"), {"__name__": "readme"})
+    capsys.readouterr()

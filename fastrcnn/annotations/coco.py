@@ -155,8 +155,9 @@ def _load(path: Path) -> dict[str, list[Any]]:
     if not isinstance(tree, dict) or not all(
         isinstance(tree.get(key), list) for key in ("images", "annotations", "categories")
     ):
-        what = kind_of_json(tree, path) or "export it as COCO"
-        raise FastRCNNError(f"{path}: is not a COCO data set with images, annotations and categories; {what}")
+        text = f"{path}: is not a COCO data set with lists of images, annotations and categories"
+        what = kind_of_json(tree, path)
+        raise FastRCNNError(f"{text}; {what if what and what != 'coco' else 'export it as COCO'}")
     return tree
 
 

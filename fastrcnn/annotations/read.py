@@ -15,6 +15,7 @@ from tqdm import tqdm
 from fastrcnn.annotations.coco import list_coco
 from fastrcnn.annotations.layouts import list_files
 from fastrcnn.annotations.problems import Problem, duplicate_id_problem, log_problems
+from fastrcnn.annotations.recognise import recognise
 from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.annotations.splits import Found, Listing
 from fastrcnn.annotations.yolo import list_yolo
@@ -67,11 +68,24 @@ def read_data_set(dataset: DataSetConfig, data: DataConfig, index: dict[str, int
 
     `index` is class_index's. Raises FastRCNNError when the set as a whole cannot be read.
     """
-    listing = FORMATS[dataset.format](dataset, data, index)
+    root, labelled, images = Path(dataset.root), 0, 0
+    try:
+        listing = FORMATS[dataset.format](dataset, data, index)
+    except FastRCNNError as e:
+        other = recognise(root, dataset.format)
+        raise FastRCNNError(f"{e}; {other}" if other and other not in str(e) else str(e)) from None
     if listing.problems:
         yield None, listing.problems
     for source in tqdm(listing.sources, desc="annotations", unit="image", leave=False, delay=1):
-        yield source.read()
+        record, problems = source.read()
+        yield record, problems
+        images += 1
+        labelled += record is not None and record.annotation is not None
+    if images and not labelled and (other := recognise(root, dataset.format)):
+        yield (
+            None,
+            [Problem("another format", root, None, f"no annotation of this format belongs to a picture; {other}")],
+        )
 
 
 def image_paths(dataset: DataSetConfig, data: DataConfig) -> list[Path]:

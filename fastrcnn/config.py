@@ -284,12 +284,12 @@ OLD_NULLS: dict[str, dict[str, Any]] = {
 }
 
 
-def without_old_values(tree: Any) -> tuple[Any, list[tuple[str, str]]]:
-    """A tree of an earlier version as this one writes it, and (dotted key, what to write today) of each change.
+def without_old_values(tree: Any) -> tuple[Any, list[str]]:
+    """A tree of an earlier version as this one writes it, and the changes as key=value.
 
     Earlier versions wrote 0 and "" where null stands now, `test.ap` for `test.ap_rule`, and an empty `output`.
     """
-    changes = []
+    changes: list[str] = []
 
     def nulled(section: Any, name: str, prefix: str) -> Any:
         if not isinstance(section, dict):
@@ -299,7 +299,7 @@ def without_old_values(tree: Any) -> tuple[Any, list[tuple[str, str]]]:
             for key, value in OLD_NULLS[name].items()
             if section.get(key) == value and not isinstance(section[key], bool)
         }
-        changes.extend((f"{prefix}.{key}", f"{key}: null") for key in old)
+        changes.extend(f"{prefix}.{key}=null" for key in old)
         return section | old
 
     if not isinstance(tree, dict):
@@ -316,8 +316,8 @@ def without_old_values(tree: Any) -> tuple[Any, list[tuple[str, str]]]:
         }
     if isinstance(new.get("test"), dict) and "ap" in new["test"] and "ap_rule" not in new["test"]:
         new["test"] = {"ap_rule" if key == "ap" else key: value for key, value in new["test"].items()}
-        changes.append(("test.ap", f"ap_rule: {new['test']['ap_rule']}"))
+        changes.append(f"test.ap_rule={new['test']['ap_rule']}")
     if new.get("output") == "":
         del new["output"]
-        changes.append(("output", "the run's folder, or leave output out"))
+        changes.append("no output")
     return new, changes

@@ -57,8 +57,8 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     for override in overrides:
         _apply_override(tree, origins, override)
     tree, changes = without_old_values(tree)
-    for key, today in changes:
-        log.warning("%s: %s is written as in earlier versions; write %s", _origin(origins, key) or path, key, today)
+    if changes:
+        log.warning("%s: is written as for an earlier version; write today: %s", path, ", ".join(changes))
     _say_what_is_inherited(path, tree, origins)
     tree.setdefault("output", f"runs/{path.stem}".replace("$", "$$"))
     try:

@@ -74,7 +74,7 @@ class Section(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as e:
-            raise ConfigError(faults(e, type(self))[0].sentence(type(self))) from None
+            raise ConfigError(faults(e, type(self))[0].sentence()) from None
 
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # sections inside others are built without it
 
@@ -84,7 +84,7 @@ class Section(BaseModel):
             super().__setattr__(name, value)
         except ValidationError as e:
             self.__dict__.update(before)  # a rule across fields fails when the wrong value is in place already
-            raise ConfigError(faults(e, type(self))[0].sentence(type(self))) from None
+            raise ConfigError(faults(e, type(self))[0].sentence()) from None
 
     def require(self, ok: bool, key: str, rule: str, *others: str) -> None:
         """For validators: `key` of this section must be `rule`, which `others` of its keys have a part in."""
@@ -97,42 +97,41 @@ class Fault:
     """One thing wrong with a tree: its dotted key, those that have a part in it, the value, and what it must be."""
 
     def __init__(self, error: ErrorDetails, section: type[Section]):
-        context = error.get("ctx", {})
-        self.kind, self.value = error["type"], context.get("value", error["input"])
-        location = [*error["loc"], *([context["key"]] if "key" in context else [])]
-        self.key = ".".join(map(str, location))
-        self.others = [".".join(map(str, [*error["loc"], other])) for other in context.get("others", ())]
-        if self.kind in ("extra_forbidden", "invalid_key", "no_such_attribute"):
-            self.kind = "unknown key"
-            known = _node(section.model_json_schema(), location[:-1])["properties"]
-            near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)[0]
-            self.rule = ".".join(map(str, [*location[:-1], near]))
-        else:
-            schema = section.model_json_schema()
-            self.rule = context["rule"] if self.kind == "rule" else _rule(_node(schema, location), schema)
+        self.section, self.context = section, error.get("ctx", {})
+        self.kind, self.value = error["type"], self.context.get("value", error["input"])
+        self.location = [*error["loc"], *([self.context["key"]] if "key" in self.context else [])]
+        self.key = ".".join(map(str, self.location))
+        self.others = [".".join(map(str, [*error["loc"], other])) for other in self.context.get("others", ())]
+        self.unknown = self.kind in ("extra_forbidden", "invalid_key", "no_such_attribute")
 
-    def sentence(self, section: type[Section] | None = None) -> str:
-        """The fault in one sentence; for a section on its own, its name is put before the keys."""
-        name = (section.model_config.get("title") or "") if section else ""
+    def sentence(self) -> str:
+        """The fault in one sentence; the name of a section on its own is put before the keys."""
+        name, schema = self.section.model_config.get("title"), self.section.model_json_schema()
         start = f"{name}." if name else ""
-        if self.kind == "unknown key":
-            return f"unknown key {start}{self.key}; the nearest valid key is {start}{self.rule}"
-        if self.kind == "missing":
-            return f"{start}{self.key} is missing; it must be {self.rule}"
+        if self.unknown:
+            known = _node(schema, self.location[:-1])["properties"]
+            near = difflib.get_close_matches(str(self.location[-1]), known, n=1, cutoff=0.0)[0]
+            nearest = ".".join(map(str, [*self.location[:-1], near]))
+            return f"unknown key {start}{self.key}; the nearest valid key is {start}{nearest}"
+        rule = self.context["rule"] if self.kind == "rule" else _rule(_node(schema, self.location), schema)
         key = f"{start}{self.key}".rstrip(".") or "the configuration"
-        return f"{key} is {_shown(self.value)}; it must be {self.rule}"
+        found = "missing" if self.kind == "missing" else _shown(self.value)
+        return f"{key} is {found}; it must be {rule}"
 
 
 def faults(error: ValidationError, section: type[Section]) -> list[Fault]:
     """What is wrong, unknown keys first: what is missing is often only misspelt."""
     found = [Fault(e, section) for e in error.errors(include_url=False)]
-    return sorted(found, key=lambda fault: fault.kind != "unknown key")
+    return sorted(found, key=lambda fault: not fault.unknown)
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, int) and abs(value) >= 2**63:
         return "too large a number"
-    text = repr(value.model_dump() if isinstance(value, Section) else value)
+    try:
+        text = repr(value.model_dump() if isinstance(value, Section) else value)
+    except ValueError:  # Python refuses to write out numbers of more than 4,300 digits
+        return f"a {type(value).__name__} with too large a number"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

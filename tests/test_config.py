@@ -120,6 +120,12 @@ def test_a_tree_that_is_no_configuration_is_refused(tree):
         configs.from_dict(tree, source="run.yaml")
 
 
+def test_numbers_that_python_does_not_write_out_are_refused_all_the_same():
+    for value in (16**5000, [16**5000]):
+        with pytest.raises(ConfigError, match=r"^run\.yaml: (seed|solver) is .*too large a number; it must be"):
+            made(**{"seed" if isinstance(value, int) else "solver": value})
+
+
 def test_what_is_assigned_is_checked_and_leaves_the_old_value():
     config = made()
     for section, key, value, words in (

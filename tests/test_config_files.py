@@ -200,9 +200,8 @@ def test_what_earlier_versions_took_is_taken_with_a_word_of_what_to_write(tmp_pa
     config = load(path, ["solver.clip_gradient=0"])
     assert (config.model.weights, config.test.ap_rule, config.solver.clip_gradient) == (None, "area", None)
     assert config.output == "runs/run"
-    assert f"{path}: model.weights is written as in earlier versions; write weights: null" in caplog.messages
-    assert f"{path}: test.ap is written as in earlier versions; write ap_rule: area" in caplog.messages
-    assert any(text.startswith("override 'solver.clip_gradient=0': solver.clip_gr") for text in caplog.messages)
+    today = "model.weights=null, model.freeze_up_to=null, solver.clip_gradient=null, test.ap_rule=area, no output"
+    assert caplog.messages == [f"{path}: is written as for an earlier version; write today: {today}"]
 
 
 # ---- paths
@@ -277,6 +276,14 @@ def test_a_test_set_of_an_own_base_is_kept_and_one_through_it_is_not(tmp_path, c
     assert load(write(tmp_path, base="mine.yaml", seed=4)).data.test[0].root == "mine_too"
     write(tmp_path, "mine.yaml", base="voc07.yaml", classes=["a"], data=OWN)
     assert load(write(tmp_path, base="mine.yaml", seed=4)).data.test == []
+
+
+def test_a_copy_of_one_that_comes_along_means_the_same(tmp_path):
+    for path in CONFIGS:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        config = load(path)
+        assert load(tmp_path / path.name) == config
+        (tmp_path / path.name).unlink()  # its base is found among those that come along
 
 
 def test_a_file_put_beside_those_that_come_along_with_classes_of_its_own(tmp_path, monkeypatch, caplog):

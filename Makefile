@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test soak clean
+.PHONY: demo test soak schema clean
 
 demo: $(VENV)/installed
 	$(BIN)/python tools/demo.py
@@ -19,6 +19,10 @@ test: $(VENV)/installed
 soak: $(VENV)/installed
 	$(BIN)/python tests/soak.py
 	FASTRCNN_FUZZ=10000 $(BIN)/python -m pytest -k "mutated or fuzz"
+
+# After a change of fastrcnn/config.py: what editors complete and check YAML files by.
+schema: $(VENV)/installed
+	$(BIN)/python tools/config_schema.py
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

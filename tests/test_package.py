@@ -44,7 +44,9 @@ def command(installed: Path, *words: str, cwd: Path, code: int = 0) -> subproces
 def test_the_wheel_holds_every_module_tool_and_configuration(installed):
     folders = {"fastrcnn": "fastrcnn", "tools": "fastrcnn/tools", "configs": "fastrcnn/configs"}
     for folder, inside in folders.items():
-        wanted = {p.relative_to(REPO / folder) for p in (REPO / folder).rglob("*") if p.suffix in (".py", ".yaml")}
+        wanted = {
+            p.relative_to(REPO / folder) for p in (REPO / folder).rglob("*") if p.suffix in (".py", ".yaml", ".json")
+        }
         assert wanted
         missing = [str(path) for path in sorted(wanted) if not (installed / inside / path).is_file()]
         assert not missing, f"{folder}: list their packages in pyproject.toml, [tool.setuptools]: {missing}"
@@ -72,6 +74,8 @@ def test_configurations_are_listed_shown_and_copied(installed, tmp_path):
     command(installed, "configs", "copy", "voc07_cpu.yaml", "mine.yaml", cwd=tmp_path)
     before = (tmp_path / "mine.yaml").read_text()
     assert "lr: 0.004" in before
+    schema = before.splitlines()[0].split("$schema=")[1]
+    assert Path(schema).is_file(), "editors find the schema from the copy too"
     refused = command(installed, "configs", "copy", "demo.yaml", "mine.yaml", cwd=tmp_path, code=1).stderr
     assert "mine.yaml" in refused and (tmp_path / "mine.yaml").read_text() == before
     command(installed, "configs", "copy", "demo", cwd=tmp_path)

@@ -23,7 +23,7 @@ from fastrcnn.model.weights import build, save_weights
 
 REPO = Path(__file__).resolve().parent.parent
 TOOLS = REPO / "tools"
-DOCS = sorted([*REPO.glob("*.md"), *REPO.glob("[a-z]*/README.md")])
+DOCS = sorted({*REPO.glob("*.md"), *REPO.glob("[a-z]*/README.md")} - {REPO / "CHANGELOG.md"})  # speaks of the past
 MADE_BY_USERS = ("my.yaml", "mine.yaml", "data.yaml", "exp.yaml")
 
 each_document = pytest.mark.parametrize("path", DOCS, ids=lambda path: path.relative_to(REPO).as_posix())

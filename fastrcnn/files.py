@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from fastrcnn.errors import FastRCNNError
+from fastrcnn.errors import FastRCNNError, NotFiniteError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,10 +137,13 @@ def write_json(path: str | Path, value: object) -> None:
 def write_tensors(path: str | Path, tensors: dict[str, "Tensor"], metadata: dict[str, Any]) -> None:
     """Write a safetensors file atomically; `metadata` is JSON under the key `fastrcnn`.
 
-    Raises FastRCNNError as atomic_write does.
+    Raises FastRCNNError as atomic_write does, and NotFiniteError for numbers that read_tensors would refuse.
     """
     import safetensors.torch
 
+    for name, tensor in tensors.items():
+        if not _is_finite(tensor):
+            raise NotFiniteError(f"{path}: is not written: {name} holds numbers that are not finite")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = safetensors.torch.save(contiguous, {METADATA_KEY: json.dumps(metadata)})
     with atomic_write(path) as file:

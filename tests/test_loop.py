@@ -202,7 +202,7 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tree, tmp_path, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastrcnn.train.checkpoint.write_tensors", lambda *a: _raise_full(full, *a))
+        patch.setattr("fastrcnn.model.checkpoint_file.write_tensors", lambda *a: _raise_full(full, *a))
         with pytest.raises(FastRCNNError, match="No space left on device"):
             train(config_of(tree, tmp_path / "run"), resume=True)
     assert checkpoints(tmp_path / "run") == before
@@ -231,3 +231,27 @@ def test_a_loss_that_is_not_finite_stops_with_the_images_named(tree, tmp_path, m
     with pytest.raises(FastRCNNError, match=r"iteration 4: \w+ is nan on images \d+, \d+.*solver\.lr"):
         train(config_of(tree, tmp_path / "run"))
     assert [p.name for p in checkpoints(tmp_path / "run")] == ["checkpoint_00000003.safetensors"]
+
+
+def test_weights_that_are_not_finite_stop_with_the_images_named_and_are_not_saved(tree, tmp_path, monkeypatch):
+    """A finite gradient, and a step that leaves the range of numbers, in the iteration of a checkpoint."""
+    original = torch.optim.SGD.step
+    steps = []
+
+    def too_far(optimizer):
+        original(optimizer)
+        steps.append(1)
+        if len(steps) == 6:
+            optimizer.param_groups[0]["params"][0].data[0] = float("inf")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", too_far)
+    with pytest.raises(FastRCNNError, match=r"iteration 5: a weight or .* on images \d+, \d+; .*lower solver\.lr"):
+        train(config_of(tree, tmp_path / "run"))
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["checkpoint_00000003.safetensors"]
+    assert not (tmp_path / "run/model.safetensors").exists()
+
+
+def test_a_start_without_any_roi_is_an_error(tree, tmp_path):
+    tree["sampling"] |= {"background_iou": [0.49, 0.4900001], "foreground_fraction": 0.0}
+    with pytest.raises(FastRCNNError, match="the first 4 iterations have no RoI at all"):
+        train(config_of(tree, tmp_path / "run"))

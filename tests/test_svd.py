@@ -45,8 +45,12 @@ def test_a_compressed_file_is_a_weights_file(tree, tmp_path):
     model = build(config)
     statistics = TargetStatistics(torch.zeros(6, 4), torch.ones(6, 4))
     save_weights(tmp_path / "full.safetensors", model, config, statistics)
-    lines = compress_weights(tmp_path / "full.safetensors", tmp_path / "small.safetensors", {"fc6": 32, "fc7": 4})
-    assert "fc6" in lines[1] and "fc7" in lines[2]
+    fc6, fc7 = compress_weights(tmp_path / "full.safetensors", tmp_path / "small.safetensors", {"fc6": 32, "fc7": 4})
+    inputs = model.fc6.in_features
+    assert (fc6.layer, fc6.rank, fc7.layer, fc7.rank) == ("fc6", 32, "fc7", 4)
+    assert fc6.parameters == (32 * inputs + 32, 32 * (inputs + 32) + 32)
+    assert fc7.parameters == (32 * 32 + 32, 4 * 64 + 32)
+    assert fc7.gflop == pytest.approx((2e-9 * 2000 * 32 * 32, 2e-9 * 2000 * 4 * 64))
     loaded, _ = load_model(tmp_path / "small.safetensors")
     pooled = torch.rand(3, model.fc6.in_features)
     with torch.no_grad():

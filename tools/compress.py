@@ -10,10 +10,14 @@ def main() -> None:
     args.add_argument("--fc7", type=int, default=256, metavar="RANK", help="rank of fc7; paper: 256; 0 leaves it")
     args = args.parse_args()
 
-    from fastrcnn.model.svd import compress_weights
+    from fastrcnn.model.svd import ROIS, compress_weights
 
-    for line in compress_weights(args.weights, args.output, {"fc6": args.fc6, "fc7": args.fc7}):
-        print(line)
+    layers = compress_weights(args.weights, args.output, {"fc6": args.fc6, "fc7": args.fc7})
+    print(f"layer  rank  parameters before      after  GFLOP at {ROIS} RoIs before   after")
+    for found in layers:
+        sizes, gflop = "{:>18,} {:>10,}".format(*found.parameters), "{:>29.1f} {:>7.1f}".format(*found.gflop)
+        print(f"{found.layer:<5} {found.rank or 'all':>5} {sizes} {gflop}")
+    print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from fastrcnn.evaluate import coco, report, voc
 from fastrcnn.evaluate.rows import join
 from fastrcnn.files import atomic_write, file_digest, lock, write_json
 from fastrcnn.journal import Journal
-from fastrcnn.model.weights import load_model
+from fastrcnn.model.weights import load_model, weights_file
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,11 @@ def evaluate_weights(config: Config, weights: str | Path, folder: str | Path, wi
     The network is that of the weights file, the settings of detection are config's. A killed evaluation
     resumes when it is started again with the same weights, settings and images. Raises FastRCNNError for wrong input.
     """
-    folder, device = Path(folder), choose_device(config.device)
+    folder, weights, device = Path(folder), weights_file(weights), choose_device(config.device)
     with lock(folder / ".lock", "the results folder"):
         images = open_data(_test_sets(config), config)
         detector = _detector(config, weights, device)
-        journal = _journal(folder / PARTIAL, _key(config, Path(weights), images))
+        journal = _journal(folder / PARTIAL, _key(config, weights, images))
         found = _detect_all(detector, images, journal)
         write_detections(folder / DETECTIONS, config.classes, found)
         evaluation = _score(config, found, images.records, folder, with_coco)

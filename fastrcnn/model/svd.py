@@ -1,10 +1,12 @@
 """Truncated SVD of the fully connected layers (section 3.1), as tools/compress_net.py of the original code."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from fastrcnn import config as configs
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model.fast_rcnn import factors
 from fastrcnn.model.weights import load_model, write_model
@@ -37,17 +39,26 @@ def multiplications(layer: nn.Module) -> int:
     return sum(part.weight.numel() for part in layer.modules() if isinstance(part, nn.Linear))
 
 
-ROIS = 2000  # an image's proposals, for which the arithmetic is told
+ROIS = 2000  # an image's proposals, for which the arithmetic is given
 
 
-def compress_weights(source: str | Path, target: str | Path, ranks: dict[str, int]) -> list[str]:
+@dataclass(frozen=True)
+class Compression:
+    """One layer before and after; `rank` is None where it was left as it was. GFLOP are those of ROIS RoIs."""
+
+    layer: str
+    rank: int | None
+    parameters: tuple[int, int]
+    gflop: tuple[float, float]
+
+
+def compress_weights(source: str | Path, target: str | Path, ranks: dict[str, int]) -> list[Compression]:
     """Write a weights file with fc6 and fc7 compressed to `ranks` ({"fc6": 1024, "fc7": 256}; 0 leaves a layer).
 
-    Returns a table of parameters and arithmetic before and after, as lines. Raises FastRCNNError for a file that is no
-    weights file or is compressed already, and for ranks that do not fit.
+    Raises FastRCNNError for a file that is no weights file or is compressed already, and for ranks that do not fit.
     """
     model, config = load_model(source)
-    lines = [f"layer  rank  parameters before      after  GFLOP at {ROIS} RoIs before   after"]
+    result = []
     for name, rank in ranks.items():
         layer = getattr(model, name)
         if not isinstance(layer, nn.Linear):
@@ -57,11 +68,8 @@ def compress_weights(source: str | Path, target: str | Path, ranks: dict[str, in
         except FastRCNNError as e:
             raise FastRCNNError(f"{source}: {name}: {e}") from None
         setattr(model, name, smaller)
-        before, after = (2e-9 * ROIS * multiplications(part) for part in (layer, smaller))
-        lines.append(
-            f"{name:<5} {rank or 'all':>5} {parameters(layer):>18,} {parameters(smaller):>10,}"
-            f" {before:>29.1f} {after:>7.1f}"
-        )
+        gflop = tuple(2e-9 * ROIS * multiplications(part) for part in (layer, smaller))
+        result.append(Compression(name, rank or None, (parameters(layer), parameters(smaller)), gflop))
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "feature_scale"}
-    write_model(target, tensors, config, model.normalisation, feature_scale=1.0)
-    return [*lines, f"wrote {target}"]
+    write_model(target, tensors, configs.to_dict(config), model.normalisation, feature_scale=1.0)
+    return result

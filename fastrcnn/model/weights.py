@@ -18,13 +18,15 @@ from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import read_tensors, write_tensors
-from fastrcnn.model import backbones
+from fastrcnn.model import backbones, checkpoint_file
 from fastrcnn.model.backbones import NORMALISATIONS, Normalisation
 from fastrcnn.model.fast_rcnn import FastRCNN, factors
 
 log = logging.getLogger(__name__)
 
 FORMAT = "fastrcnn weights 1"
+WEIGHTS = "model.safetensors"  # in a run's folder
+PICKLES = (".pth", ".pt", ".pkl", ".ckpt", ".bin")
 
 
 def build(config: Config) -> FastRCNN:
@@ -51,13 +53,16 @@ def initialise(model: FastRCNN, config: Config) -> set[str]:
     if name in VGG16_Weights.__members__:
         tensors, normalisation = _torchvision_weights(name)
         return load_torchvision(model, tensors, stated or normalisation, name)
-    if not name.endswith(".safetensors"):
+    if not name.endswith(".safetensors") and not Path(name).exists():
         raise FastRCNNError(
-            f"model.weights: {name!r} is neither a .safetensors file nor one of {', '.join(VGG16_Weights.__members__)}"
+            f"model.weights: {name!r} is neither a .safetensors file, nor a run's folder, nor one of "
+            f"{', '.join(VGG16_Weights.__members__)}"
         )
-    tensors, metadata = read_tensors(name)
+    path, tensors, metadata = read_network(name)
     if metadata.get("format") == FORMAT:
-        return load_own_run(model, tensors, metadata, config, name)
+        return load_own_run(model, tensors, metadata, config, str(path))
+    if "features.0.weight" not in tensors:
+        raise FastRCNNError(f"model.weights: {_other_file(path, tensors)}; name a weights file or a run's folder")
     if stated is None:
         raise FastRCNNError(
             f"{name}: does not say how pixels are normalised; set model.normalisation to caffe (mean subtracted, no "
@@ -161,43 +166,100 @@ def unfold_statistics(model: FastRCNN, statistics: TargetStatistics) -> None:
     model.bbox_pred.bias.sub_(mean).div_(std)
 
 
-@torch.no_grad()
-def save_weights(path: str | Path, model: FastRCNN, config: Config, statistics: TargetStatistics) -> None:
-    """Write the network as it is used to one file: fast-rcnn folds the statistics in at each snapshot, as we do
-    (lib/fast_rcnn/train.py). The model itself is unchanged. Raises FastRCNNError when it cannot be written."""
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "feature_scale"}
-    mean, std = statistics.mean.flatten(), statistics.std.flatten()
+def fold(state: dict[str, Tensor], statistics: TargetStatistics) -> tuple[dict[str, Tensor], float]:
+    """A network in training, as its state_dict -> as it is used, and the feature scale that is now in its fc6.
+
+    fast-rcnn folds the statistics in at each snapshot, as we do (lib/fast_rcnn/train.py).
+    """
+    tensors = {name: tensor.detach() for name, tensor in state.items() if name != "feature_scale"}
+    mean, std = statistics.mean.cpu().flatten(), statistics.std.cpu().flatten()
     tensors["bbox_pred.weight"] = tensors["bbox_pred.weight"].cpu() * std[:, None]
     tensors["bbox_pred.bias"] = tensors["bbox_pred.bias"].cpu() * std + mean
-    tensors["fc6.weight"] = tensors["fc6.weight"] * model.feature_scale
-    write_model(path, tensors, config, model.normalisation, float(model.feature_scale))
+    tensors["fc6.weight"] = tensors["fc6.weight"] * state["feature_scale"]
+    return tensors, float(state["feature_scale"])
+
+
+def save_weights(path: str | Path, model: FastRCNN, config: Config, statistics: TargetStatistics) -> None:
+    """Write the network as it is used to one file; the model itself is unchanged.
+
+    Raises FastRCNNError when it cannot be written, NotFiniteError when its numbers are not finite.
+    """
+    tensors, feature_scale = fold(model.state_dict(), statistics)
+    write_model(path, tensors, configs.to_dict(config), model.normalisation, feature_scale)
 
 
 def write_model(
-    path: str | Path, tensors: dict[str, Tensor], config: Config, normalisation: Normalisation, feature_scale: float
+    path: str | Path,
+    tensors: dict[str, Tensor],
+    config: dict[str, Any],
+    normalisation: Normalisation,
+    feature_scale: float,
 ) -> None:
-    """Write folded tensors with the metadata of a weights file."""
-    metadata = {
-        "format": FORMAT,
-        "config": configs.to_dict(config),
-        "normalisation": {
-            "mean": normalisation.mean,
-            "deviation": normalisation.std,
-        },  # deviation: the key of old files
-        "feature_scale": feature_scale,
-    }
-    write_tensors(path, tensors, metadata)
+    """Write folded tensors with the metadata of a weights file; `config` as config.to_dict gives it."""
+    write_tensors(path, tensors, _metadata(config, normalisation, feature_scale))
+
+
+def _metadata(config: dict[str, Any], normalisation: Normalisation, feature_scale: float) -> dict[str, Any]:
+    pixels = {"mean": normalisation.mean, "deviation": normalisation.std}  # deviation: the key of old files
+    return {"format": FORMAT, "config": config, "normalisation": pixels, "feature_scale": feature_scale}
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file that is meant: of a run's folder its weights, or its newest checkpoint where it has none yet.
+
+    Raises FastRCNNError for a folder without either, and for files of torch.save, which can run code when read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [*sorted(path.glob("checkpoint_*.safetensors")), *path.glob(WEIGHTS)]
+        if not found:
+            raise FastRCNNError(f"{path}: is a folder without {WEIGHTS} or checkpoints; name a weights file or a run")
+        return found[-1]
+    if path.suffix.lower() in PICKLES and path.exists():
+        raise FastRCNNError(
+            f"{path}: is a file of torch.save, which can run code when it is read; convert it to .safetensors"
+        )
+    return path
+
+
+def read_network(path: str | Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    """The file that is meant, its tensors and metadata; a checkpoint's are folded, and are then those of weights.
+
+    Raises FastRCNNError as weights_file, read_tensors and checkpoint_file.unpack do.
+    """
+    path = weights_file(path)
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") == checkpoint_file.FORMAT:
+        checkpoint = checkpoint_file.unpack(path, tensors, metadata)
+        tensors, feature_scale = fold(checkpoint.model, checkpoint.statistics)
+        metadata = _metadata(checkpoint.config, checkpoint.normalisation, feature_scale)
+        log.info("%s: is a checkpoint, taken as the weights after %d iterations", path, checkpoint.iteration)
+    return path, tensors, metadata
+
+
+def _other_file(path: Path, tensors: dict[str, Tensor]) -> str:
+    """What a safetensors file is that holds no network of ours."""
+    if "features.0.weight" in tensors:
+        return f"{path}: holds weights to start training from, with torchvision's keys"
+    if "boxes" in tensors:
+        return f"{path}: holds proposals"
+    return f"{path}: is not a weights file of this program"
 
 
 def load_model(path: str | Path, precision: str | None = None) -> tuple[FastRCNN, Config]:
     """The network of a weights file, ready to detect, and the configuration it was trained with.
 
-    `precision` overrides the one it was trained in. Raises FastRCNNError for a file that is not whole or not ours, or
-    whose tensors do not fit its own configuration.
+    `path` may also be a run's folder, or a checkpoint. `precision` overrides the one it was trained in. Raises
+    FastRCNNError for a file that is not whole or not ours, or whose tensors do not fit its own configuration.
     """
-    tensors, metadata = read_tensors(path)
+    path, tensors, metadata = read_network(path)
     if metadata.get("format") != FORMAT:
-        raise FastRCNNError(f"{path}: is not a weights file of this program; tools/train.py writes those")
+        remedy = (
+            "name it as model.weights of a configuration and train"
+            if "features.0.weight" in tensors
+            else ("tools/train.py writes the files that this needs")
+        )
+        raise FastRCNNError(f"{_other_file(path, tensors)}; {remedy}")
     config, normalisation = _header(metadata, str(path))
     try:
         with torch.device("meta"):  # no random start that would be thrown away

@@ -17,13 +17,13 @@ from fastrcnn.config import Config
 from fastrcnn.config_files import save
 from fastrcnn.data.checks import files_in_both, quick_findings
 from fastrcnn.data.image_set import open_data
-from fastrcnn.data.loader import BatchDataset, batches
+from fastrcnn.data.loader import Batch, BatchDataset, batches
 from fastrcnn.data.sampling import target_statistics
 from fastrcnn.device import choose_device
-from fastrcnn.errors import FastRCNNError
+from fastrcnn.errors import FastRCNNError, NotFiniteError
 from fastrcnn.files import lock
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.weights import build, initialise, save_weights, unfold_statistics
+from fastrcnn.model.weights import WEIGHTS, build, initialise, save_weights, unfold_statistics
 from fastrcnn.train.checkpoint import data_digest, load_latest, restore, save_checkpoint
 from fastrcnn.train.curves import plot_losses
 from fastrcnn.train.feature_cache import FeatureCache
@@ -31,12 +31,12 @@ from fastrcnn.train.log_file import log_file
 from fastrcnn.train.metrics import Metrics, read_metrics
 from fastrcnn.train.signals import stop_signals
 from fastrcnn.train.solver import make_optimizer, schedule, set_rate
-from fastrcnn.train.step import start_fully_connected, train_step
+from fastrcnn.train.step import not_finite, start_fully_connected, train_step
 from fastrcnn.train.watch import Watch
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, METRICS, CURVE = "model.safetensors", "metrics.jsonl", "losses.png"
+METRICS, CURVE = "metrics.jsonl", "losses.png"
 Evaluate = Callable[[Path], float]  # a weights file -> mAP
 
 
@@ -59,7 +59,7 @@ def train(config: Config, resume: bool = False, evaluate: Evaluate | None = None
 
     `evaluate` turns a weights file into mAP; it is called every train.eval_every iterations. Ctrl-C and SIGTERM save a
     checkpoint and raise KeyboardInterrupt. Raises FastRCNNError for wrong input, a folder that holds another run, and a
-    loss or gradient that is not finite; the last checkpoint then stays.
+    loss, gradient or weight that is not finite; the last checkpoint then stays.
     """
     folder = Path(config.output)
     problems: list[Problem] = []
@@ -137,7 +137,7 @@ def iterate(run: Run, evaluate: Evaluate | None, stop: threading.Event) -> None:
             done = batch.iteration + 1
             save_now = done % config.train.checkpoint_every == 0 or done == last
             if save_now:
-                _save(run, done)
+                _save(run, batch)
             evaluate_now = config.train.eval_every and done % config.train.eval_every == 0
             if evaluate is not None and evaluate_now and not stop.is_set():
                 save_weights(run.folder / WEIGHTS, run.model, config, run.statistics)
@@ -146,15 +146,20 @@ def iterate(run: Run, evaluate: Evaluate | None, stop: threading.Event) -> None:
                 log.info("iteration %d: mAP %.4f", done, mean_ap)
             stopping = stop.is_set()  # perhaps only since the evaluation
             if stopping and not save_now:
-                _save(run, done)
+                _save(run, batch)
             if stopping or save_now:
                 plot_losses(read_metrics(run.folder / METRICS), run.folder / CURVE)
             if stopping:
                 raise KeyboardInterrupt
 
 
-def _save(run: Run, done: int) -> None:
-    save_checkpoint(run.folder, done, run.model, run.optimizer, run.statistics, run.config, run.digest)
+def _save(run: Run, batch: Batch) -> None:
+    """A checkpoint after this batch. Raises NotFiniteError in place of one that no run could resume from."""
+    done = batch.iteration + 1
+    try:
+        save_checkpoint(run.folder, done, run.model, run.optimizer, run.statistics, run.config, run.digest)
+    except NotFiniteError:
+        raise not_finite(batch, "a weight or its momentum is no longer finite, after a step") from None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.data.loader import Batch, BatchDataset, batches
 from fastrcnn.data.sampling import dropout_seed
-from fastrcnn.errors import FastRCNNError
+from fastrcnn.errors import FastRCNNError, NotFiniteError
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_start
 from fastrcnn.model.losses import diagnostics, multi_task_loss
 from fastrcnn.model.roi_features import project, roi_pool
@@ -26,7 +26,7 @@ def train_step(
 ) -> dict[str, float]:
     """One iteration on one batch; returns its losses, gradient norm and diagnostics.
 
-    Batch and statistics are on the model's device. Raises FastRCNNError when the loss or the gradient is not finite,
+    Batch and statistics are on the model's device. Raises NotFiniteError when the loss or the gradient is not finite,
     before the weights are touched.
     """
     scores, deltas = model(
@@ -42,14 +42,18 @@ def train_step(
     values = _numbers({**must_be_finite, **diagnostics(scores, batch.labels)})
     bad = [name for name in must_be_finite if not math.isfinite(values[name])]
     if bad:
-        raise FastRCNNError(
-            f"iteration {batch.iteration}: {bad[0]} is {values[bad[0]]} on images {', '.join(batch.ids)}; look at "
-            "their boxes with tools/check_data.py, or lower solver.lr, or set solver.clip_gradient. The last "
-            "checkpoint stays"
-        )
+        raise not_finite(batch, f"{bad[0]} is {values[bad[0]]}")
     clip_gradient(model, config.solver.clip_gradient, values["gradient_norm"])
     optimizer.step()
     return values
+
+
+def not_finite(batch: Batch, what: str) -> NotFiniteError:
+    """The error that stops training, naming the iteration and its images."""
+    return NotFiniteError(
+        f"iteration {batch.iteration}: {what} on images {', '.join(batch.ids)}; look at their boxes with "
+        "tools/check_data.py, or lower solver.lr, or set solver.clip_gradient. The last checkpoint stays"
+    )
 
 
 def _numbers(scalars: dict[str, Tensor]) -> dict[str, float]:

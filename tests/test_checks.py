@@ -14,8 +14,7 @@ from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config, DataConfig, DataSetConfig, ProposalsConfig
 from fastrcnn.data.checks import check, files_in_both, quick_findings
 from fastrcnn.data.image_set import ImageSet
-from fastrcnn.proposals.foreign import StoredProposals
-from fastrcnn.proposals.stored import write_stored
+from fastrcnn.proposals.stored import StoredProposals, write_stored
 
 SIZE = (40, 30)
 GOOD = "<object><name>cat</name><bndbox><xmin>11</xmin><ymin>6</ymin><xmax>20</xmax><ymax>15</ymax></bndbox></object>"

@@ -16,9 +16,10 @@ from scipy.io import loadmat, savemat
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.proposals.foreign import StoredProposals, clean
+from fastrcnn.proposals.fit import find_problems, open_proposals
 from fastrcnn.proposals.mat_file import read_mat
-from fastrcnn.proposals.stored import METADATA_KEY, find_problems, open_proposals, read_proposals, write_stored
+from fastrcnn.proposals.proposals import read_proposals
+from fastrcnn.proposals.stored import METADATA_KEY, StoredProposals, clean, write_stored
 
 MADE_BY = {"method": "fast", "max_per_image": 2000, "min_size": 2, "long_side": 500, "opencv": "5.0.0"}
 IDS = ["a", "b", "c"]

@@ -24,9 +24,9 @@ def main() -> None:
     from fastrcnn.annotations.read import read_data_sets
     from fastrcnn.config_files import load
     from fastrcnn.errors import FastRCNNError
+    from fastrcnn.proposals.fit import open_proposals
+    from fastrcnn.proposals.make import make_proposals
     from fastrcnn.proposals.recall import proposal_recall
-    from fastrcnn.proposals.selective_search import make_proposals
-    from fastrcnn.proposals.stored import open_proposals
 
     config = load(args.config, args.overrides)
     by_path: dict[str, dict] = {}  # several data sets may share one file

@@ -21,8 +21,9 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import file_digest
 from fastrcnn.images import FORMATS, orientation, read_image
 from fastrcnn.processes import cores, workers
+from fastrcnn.proposals.fit import find_problems
+from fastrcnn.proposals.proposals import Proposals, read_proposals
 from fastrcnn.proposals.recall import SIZES, Recall, proposal_recall
-from fastrcnn.proposals.stored import Proposals, find_problems, read_proposals
 
 log = logging.getLogger(__name__)
 

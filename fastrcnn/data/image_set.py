@@ -12,7 +12,7 @@ from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.annotations.records import ImageRecord, for_training
 from fastrcnn.config import Config, DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.proposals.stored import open_proposals
+from fastrcnn.proposals.fit import open_proposals
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from fastrcnn.detections import DetectedImage, write_detections
 from fastrcnn.drawing import draw_detections, write_image
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import SUFFIXES, read_image
-from fastrcnn.proposals.stored import read_proposals
+from fastrcnn.proposals.proposals import read_proposals
 
 log = logging.getLogger(__name__)
 

@@ -1,17 +1,19 @@
-"""Proposals of a data set: reading every format, checking them against the images, and the file they are stored in.
+"""The stored form of proposals: one safetensors file with
 
-Stored form: one safetensors file with
     boxes    int16 [B, 4], or float32 where int16 does not do; image pixels, half open (x1, y1, x2, y2)
     offsets  int64 [I + 1]; image i has the rows offsets[i] to offsets[i + 1] - 1, best first
     sizes    int32 [I, 2]; width and height of the upright image that the boxes were made from
     digests  uint8 [I, 16]; of the image files' bytes
+
 and metadata that hold the I image ids, the box format, and how the proposals were made. It is memory-mapped: processes
-share it, and an image costs one slice. Other formats (proposal_formats.py) are converted when read, and stay in memory.
+share it, and an image costs one slice.
 """
 
+import contextlib
 import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,173 +21,31 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from fastrcnn.annotations.problems import Problem
-from fastrcnn.annotations.records import ImageRecord
-from fastrcnn.config import ProposalsConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import DIGEST_SIZE, atomic_write
-from fastrcnn.proposals.foreign import (
-    StoredProposals,
-    check_index,
-    compact,
-    convention,
-    read_foreign,
-    reading,
-)
-
-log = logging.getLogger(__name__)
 
 METADATA_KEY = "fastrcnn_proposals"
 VERSION = 1
 
 
-class Proposals(Mapping[str, np.ndarray]):
-    """The proposals of a data set by image id: float32 [P, 4], image pixels, half open, best first.
+@dataclass(frozen=True)
+class StoredProposals:
+    """What a file holds, checked for consistency with itself but not with any images."""
 
-    Several sets are joined by collections.ChainMap. A pickled copy of a stored file holds no boxes: it maps the file
-    anew, and refuses to when the file has changed.
-    """
+    ids: list[str]  # I of them
+    offsets: np.ndarray  # int64 [I + 1]
+    boxes: Any  # [B, 4] half open, anything with slices: an array, or the safetensors file's own lazy slice
+    sizes: np.ndarray | None = None  # int32 [I, 2] (width, height); None: the format does not tell
+    digests: np.ndarray | None = None  # uint8 [I, DIGEST_SIZE]
+    made_by: dict[str, Any] = field(default_factory=dict)  # ProposalsConfig's settings, opencv
 
-    def __init__(self, path: Path, stored: StoredProposals, max_per_image: int | None = None) -> None:
-        self.path = path
-        self.stored = stored
-        self._max_per_image = max_per_image
-        self._index = {image_id: i for i, image_id in enumerate(stored.ids)}
-        self._stamp = _stamp(path)
-
-    def __getitem__(self, image_id: str) -> np.ndarray:
-        return self.stored.rows(self._index[image_id], self._max_per_image).astype(np.float32)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.stored.ids)
-
-    def __len__(self) -> int:
-        return len(self.stored.ids)
-
-    def size(self, image_id: str) -> tuple[int, int] | None:
-        """(width, height) of the image that the proposals were made from, when the file tells."""
-        if self.stored.sizes is None:
-            return None
-        width, height = self.stored.sizes[self._index[image_id]]
-        return int(width), int(height)
-
-    def __reduce__(self) -> tuple:
-        if isinstance(self.stored.boxes, np.ndarray):
-            return Proposals, (self.path, self.stored, self._max_per_image)
-        return _reopen, (self.path, self._max_per_image, self._stamp)
-
-
-def _reopen(path: Path, max_per_image: int | None, stamp: tuple[int, int, int]) -> Proposals:
-    if _stamp(path) != stamp:
-        raise FastRCNNError(f"{path}: has changed since it was opened; start again")
-    return Proposals(path, read_stored(path), max_per_image)
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    with reading(path):
-        status = path.stat()
-        return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def open_proposals(
-    path: str | Path, records: Sequence[ImageRecord], config: ProposalsConfig | None = None
-) -> Proposals:
-    """The proposals of the images `records`, read and checked.
-
-    As read_proposals, and raises FastRCNNError, naming the images, when find_problems finds any problem.
-    """
-    proposals = read_proposals(path, records, config)
-    problems = find_problems(proposals, records)
-    if problems:
-        for problem in problems[1:]:
-            log.error("%s", problem)
-        others = f" ({len(problems) - 1} more images have problems)" if len(problems) > 1 else ""
-        raise FastRCNNError(f"{problems[0]}{others}")
-    extra = len(proposals) - len(records)
-    if extra:
-        log.info("%s: holds proposals of %d images beyond the %d of the data set", path, extra, len(records))
-    return proposals
-
-
-def read_proposals(
-    path: str | Path, records: Sequence[ImageRecord], config: ProposalsConfig | None = None
-) -> Proposals:
-    """The proposals in a .safetensors, .mat, .npz or .json file, not yet checked against the images.
-
-    At most config.max_per_image are given per image. Formats other than our own are cleaned first: boxes that reach at
-    most 1 pixel outside their image in `records` are clipped (published files round that way), boxes smaller than
-    config.min_size and exact repetitions are left out. A file of tools/proposals.py is refused when it was made with
-    other settings than `config`. Without `config` everything that is not empty is given.
-
-    Raises FastRCNNError for a file that is damaged or does not state its box convention.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        stored = read_stored(path)
-        if config is not None:
-            check_settings(path, stored.made_by, config)
-    else:
-        with reading(path):
-            stored = read_foreign(path, records, min_size=config.min_size if config else 1)
-    return Proposals(path, stored, config.max_per_image if config else None)
-
-
-def find_problems(proposals: Proposals, records: Sequence[ImageRecord]) -> list[Problem]:
-    """What would make training on these proposals wrong, at most one problem per image.
-
-    Warns through the log when the file tells no image sizes, and its boxes stay far from the right and lower edges.
-    """
-    path = proposals.path
-    remedy = "make them again from these images with tools/proposals.py"
-    if records and not any(record.id in proposals for record in records):
-        some = ", ".join(proposals.stored.ids[:3]) or "none"
-        text = (
-            f"holds proposals of another set (images {some}), none of image {records[0].id}; name the file of this set"
-        )
-        return [Problem("proposals of another set", path, None, text)]
-    found = []
-    reach = []
-    for record in records:
-        prefix = f"image {record.id}: "
-        if record.id not in proposals:
-            text = prefix + "has no proposals; run tools/proposals.py again, or leave it out of the list"
-            found.append(Problem("proposals missing", path, None, text))
-            continue
-        size = proposals.size(record.id)
-        if size is not None and size != (record.width, record.height):
-            text = f"proposals were made from {size[0]}x{size[1]} pixels, the image has {record.width}x{record.height}"
-            found.append(Problem("proposals of another size", path, None, f"{prefix}{text}; {remedy}"))
-            continue
-        boxes = proposals[record.id]
-        x1, y1, x2, y2 = boxes.T
-        # Comparisons with NaN are false.
-        good = (x1 >= 0) & (x1 < x2) & (x2 <= record.width) & (y1 >= 0) & (y1 < y2) & (y2 <= record.height)
-        if not good.all():
-            first = int(np.argmin(good))
-            box = ", ".join(f"{v:g}" for v in boxes[first])
-            what = f"is inverted or outside its image of {record.width}x{record.height} pixels"
-            text = f"{prefix}proposal {first + 1} ({box}) {what}; {remedy}"
-            found.append(Problem("proposal outside", path, None, text))
-        elif len(boxes):
-            reach.append(boxes[:, 2:].max(axis=0) / (record.width, record.height))
-    # Selective search always proposes the whole image, or nearly.
-    if proposals.stored.sizes is None and reach and (np.median(reach, axis=0) < 0.9).all():
-        log.warning("%s: its boxes end far from the images' edges, as if made from smaller images; %s", path, remedy)
-    return found
-
-
-def check_settings(path: Path, made_by: dict[str, Any], config: ProposalsConfig) -> None:
-    """Raise FastRCNNError unless a file with these settings holds what `config` asks for."""
-    for key in ("method", "min_size", "long_side", "max_per_image"):
-        have, want = made_by.get(key), getattr(config, key)
-        if have != want and not (key == "max_per_image" and isinstance(have, int) and have > want):
-            raise FastRCNNError(
-                f"{path}: was made with proposals.{key} = {have}, the config says {want}; "
-                "change the config, or name another file and run tools/proposals.py"
-            )
-
-
-# ---- the stored form
+    def rows(self, i: int, limit: int | None = None) -> np.ndarray:
+        """The boxes of image i, at most `limit`, [P, 4] in the type they are stored in."""
+        start, end = int(self.offsets[i]), int(self.offsets[i + 1])
+        if limit is not None:
+            end = min(end, start + limit)
+        # safetensors refuses an empty slice behind the last row
+        return self.boxes[start:end] if end > start else np.zeros((0, 4), np.float32)
 
 
 def read_stored(path: Path) -> StoredProposals:
@@ -227,3 +87,62 @@ def write_stored(path: Path, stored: StoredProposals) -> None:
     }
     with atomic_write(path) as file:
         file.write(save(tensors, metadata={METADATA_KEY: json.dumps(meta)}))
+
+
+def convention(meta: Any) -> tuple[str, int, str]:
+    """(format, origin, end) as `meta` states them. Raises ValueError, saying how to state them, when it does not."""
+    choices = {"format": ("xyxy", "xywh"), "origin": (0, 1), "end": ("exclusive", "inclusive")}
+    for key, valid in choices.items():
+        if not isinstance(meta, dict) or meta.get(key) not in valid:
+            raise ValueError(
+                f'its meta does not state "{key}"; add "meta": {{"format": "xyxy" or "xywh", "origin": 0 or 1, '
+                '"end": "exclusive" or "inclusive"}, where origin numbers the first pixel, and an inclusive end '
+                "(x2, or x + w) is the last pixel in the box, an exclusive one the first after it"
+            )
+    return meta["format"], meta["origin"], meta["end"]
+
+
+def clean(boxes: np.ndarray, min_size: int) -> np.ndarray:
+    """Boxes [P, 4] without repetitions and those narrower or lower than min_size pixels; inverted ones stay."""
+    size = boxes[:, 2:] - boxes[:, :2]
+    boxes = boxes[~((size >= 0) & (size < min_size)).any(axis=1)]
+    order = np.lexsort(boxes.T)  # stable, so the first of equal boxes is the first in the file
+    repeated = (boxes[order][1:] == boxes[order][:-1]).all(axis=1)
+    return boxes[np.sort(np.delete(order, np.flatnonzero(repeated) + 1))]
+
+
+def compact(boxes: np.ndarray) -> np.ndarray:
+    """int16 where that is exact, else float32; NaN and infinity stay, for find_problems to report."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        small = boxes.astype(np.int16)
+        return small if (small == boxes).all() else boxes.astype(np.float32)
+
+
+def check_index(ids: Any, offsets: np.ndarray, shape: Sequence[int]) -> None:
+    """Raise ValueError unless offsets [I + 1] divide boxes of this shape among I distinct ids."""
+    if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
+        raise ValueError("its ids are not a list of strings")
+    twice = [image_id for image_id, n in Counter(ids).items() if n > 1]
+    if twice:
+        raise ValueError(f"image {twice[0]} stands in it twice")
+    if offsets.shape != (len(ids) + 1,) or offsets.dtype.kind not in "iu":
+        raise ValueError(f"its offsets are not {len(ids) + 1} integers for {len(ids)} images")
+    if len(shape) != 2 or shape[1] != 4:
+        raise ValueError(f"its boxes have the shape {list(shape)}, not [B, 4]")
+    if offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any() or offsets[-1] != shape[0]:
+        raise ValueError(f"its offsets do not grow from 0 to its number of boxes, {shape[0]}")
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a library raises on a damaged file into a FastRCNNError that names it."""
+    try:
+        with np.errstate(all="ignore"):  # damaged numbers overflow on their way to the checks
+            yield
+    except FastRCNNError:
+        raise
+    except FileNotFoundError:
+        raise FastRCNNError(f"{path}: no such proposals file; make it with tools/proposals.py") from None
+    except Exception as e:  # the readers of numpy, scipy, zip and JSON raise anything from KeyError to zlib.error
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise FastRCNNError(f"{path}: cannot be read: {reason}; mend it, fetch it or make it again") from e

@@ -27,7 +27,8 @@ from fastrcnn.images import image_scale, prepare_image, read_image
 from fastrcnn.model.fast_rcnn import factors
 from fastrcnn.model.roi_features import pool_for_inference, project, roi_cells, unique_rois
 from fastrcnn.model.weights import build, save_weights
-from fastrcnn.proposals.selective_search import make_proposals, selective_search
+from fastrcnn.proposals.make import make_proposals
+from fastrcnn.proposals.selective_search import selective_search
 
 from bench.assembly import Assembly
 from bench.made import HEIGHT, WIDTH, Training, calibrate, distinct_proposals, made_config, made_network, picture

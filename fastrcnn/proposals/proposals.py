@@ -1,0 +1,99 @@
+"""The proposals of a data set: one mapping from image ids to boxes, whatever file they are in.
+
+The stored form (stored.py) stays in its file until an image is asked for; other formats (foreign.py) are converted when
+read, and stay in memory.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastrcnn.annotations.records import ImageRecord
+from fastrcnn.config import ProposalsConfig
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.proposals.foreign import read_foreign
+from fastrcnn.proposals.stored import StoredProposals, read_stored, reading
+
+
+class Proposals(Mapping[str, np.ndarray]):
+    """The proposals of a data set by image id: float32 [P, 4], image pixels, half open, best first.
+
+    Several sets are joined by collections.ChainMap. A pickled copy of a stored file holds no boxes: it maps the file
+    anew, and refuses to when the file has changed.
+    """
+
+    def __init__(self, path: Path, stored: StoredProposals, max_per_image: int | None = None) -> None:
+        self.path = path
+        self.stored = stored
+        self._max_per_image = max_per_image
+        self._index = {image_id: i for i, image_id in enumerate(stored.ids)}
+        self._stamp = _stamp(path)
+
+    def __getitem__(self, image_id: str) -> np.ndarray:
+        return self.stored.rows(self._index[image_id], self._max_per_image).astype(np.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored.ids)
+
+    def __len__(self) -> int:
+        return len(self.stored.ids)
+
+    def size(self, image_id: str) -> tuple[int, int] | None:
+        """(width, height) of the image that the proposals were made from, when the file tells."""
+        if self.stored.sizes is None:
+            return None
+        width, height = self.stored.sizes[self._index[image_id]]
+        return int(width), int(height)
+
+    def __reduce__(self) -> tuple:
+        if isinstance(self.stored.boxes, np.ndarray):
+            return Proposals, (self.path, self.stored, self._max_per_image)
+        return _reopen, (self.path, self._max_per_image, self._stamp)
+
+
+def _reopen(path: Path, max_per_image: int | None, stamp: tuple[int, int, int]) -> Proposals:
+    if _stamp(path) != stamp:
+        raise FastRCNNError(f"{path}: has changed since it was opened; start again")
+    return Proposals(path, read_stored(path), max_per_image)
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    with reading(path):
+        status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def read_proposals(
+    path: str | Path, records: Sequence[ImageRecord], config: ProposalsConfig | None = None
+) -> Proposals:
+    """The proposals in a .safetensors, .mat, .npz or .json file, not yet checked against the images.
+
+    At most config.max_per_image are given per image. Formats other than our own are cleaned first: boxes that reach at
+    most 1 pixel outside their image in `records` are clipped (published files round that way), boxes smaller than
+    config.min_size and exact repetitions are left out. A file of tools/proposals.py is refused when it was made with
+    other settings than `config`. Without `config` everything that is not empty is given.
+
+    Raises FastRCNNError for a file that is damaged or does not state its box convention.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        stored = read_stored(path)
+        if config is not None:
+            check_settings(path, stored.made_by, config)
+    else:
+        with reading(path):
+            stored = read_foreign(path, records, min_size=config.min_size if config else 1)
+    return Proposals(path, stored, config.max_per_image if config else None)
+
+
+def check_settings(path: Path, made_by: dict[str, Any], config: ProposalsConfig) -> None:
+    """Raise FastRCNNError unless a file with these settings holds what `config` asks for."""
+    for key in ("method", "min_size", "long_side", "max_per_image"):
+        have, want = made_by.get(key), getattr(config, key)
+        if have != want and not (key == "max_per_image" and isinstance(have, int) and have > want):
+            raise FastRCNNError(
+                f"{path}: was made with proposals.{key} = {have}, the config says {want}; "
+                "change the config, or name another file and run tools/proposals.py"
+            )

@@ -156,7 +156,7 @@ def _rule(node: dict[str, Any], schema: dict[str, Any]) -> str:
     names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
     names |= {"string": "text that is not empty"}
     bounds = [
-        f"{words} {node[key]:,}"
+        f"{words} {node[key]:,}".removesuffix(".0")  # of older pydantic, which writes 1 as 1.0
         for key, words in (
             ("minimum", "at least"),
             ("exclusiveMinimum", "greater than"),

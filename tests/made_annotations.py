@@ -42,7 +42,7 @@ def make_folder(root, files):
     for stem, text in files.items():
         draw(root / f"{stem}.jpg")
         if text is not None:
-            (root / f"{stem}.xml").write_text(text)
+            (root / f"{stem}.xml").write_text(text, encoding="utf-8")
     return DataSetConfig(format="folder", root=str(root))
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from fastrcnn.annotations.folders import image_id, is_picture
 from fastrcnn.annotations.objects import check_box, check_class, no_box, read_size, unreadable
-from fastrcnn.annotations.pictures import Pictures, image_id, is_picture
+from fastrcnn.annotations.pictures import Pictures
 from fastrcnn.annotations.problems import Outcome, Problem
 from fastrcnn.annotations.recognise import kind_of_json
 from fastrcnn.annotations.records import ImageRecord, Object, make_record

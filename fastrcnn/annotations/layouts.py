@@ -1,22 +1,25 @@
 """Which files belong together: VOC's folders and lists, and folders of images with XML beside or apart.
 
-list_files lists and reads both layouts; see read.py for what every format gives.
+list_files lists and reads both layouts; see read.py for what every format gives. The pictures define a set: XML files
+of other pictures are counted, and may serve another set.
 """
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from fastrcnn.annotations.download import download_voc
+from fastrcnn.annotations.folders import OTHER_PICTURES, files_below, image_id, is_picture, kinds, suffix
+from fastrcnn.annotations.matching import ListedNames, agree, match_annotations, read_lines
+from fastrcnn.annotations.objects import read_size, unlabelled, unreadable
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.records import make_record
 from fastrcnn.annotations.splits import Found, Listing, Source
 from fastrcnn.annotations.voc_xml import read_objects
 from fastrcnn.config import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.images import SUFFIXES, image_size
+from fastrcnn.images import SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,6 @@ class ListedImage:
     id: str
     images: tuple[Path, ...]  # exactly one if all is well
     annotation: Path | None
-    listing: Path | None  # the list that names it; None: it was found in a folder
 
 
 @dataclass(frozen=True)
@@ -36,101 +38,169 @@ class Layout:
     images: Path  # folder
     annotations: Path  # folder
     listing: Path | None  # text file of ids; None: all that is in the folders
-    needs_annotation: bool  # False: no XML file means no objects
+    voc: bool  # every image has an XML file, unless none has; in a folder, no XML file means no objects
+    annotated: bool = True  # False: no image has an XML file
 
 
 def list_files(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) -> Listing:
     """The images of VOC's layout and of folders, in the order of their list, else by name.
 
-    Raises FastRCNNError when the folder or the list is missing.
+    Raises FastRCNNError when the folder or the list is missing, or no picture is there.
     """
-    layout = _layout(dataset)
+    layout, images, problems = _list_files(dataset)
     sources = []
-    for listed in list_images(dataset):
+    for listed in images:
         path = listed.images[0] if listed.images else layout.images / f"{listed.id}.jpg"
         sources.append(Source(path, partial(_read_listed, listed, layout, data, index)))
-    return Listing(sources, [])
+    return Listing(sources, problems)
 
 
-def list_images(dataset: DataSetConfig) -> list[ListedImage]:
-    """The files of every image of a data set, in the order of its list, else by name.
-
-    Raises FastRCNNError when the folder or the list is missing. Single files may be: list_files reports those.
-    """
+def _list_files(dataset: DataSetConfig) -> tuple[Layout, list[ListedImage], list[Problem]]:
+    """The layout, the images, and remarks on the set as a whole."""
     layout = _layout(dataset)
     if dataset.download and layout.listing and not layout.listing.exists():
         download_voc(Path(dataset.root), dataset.split)
-    by_stem, xml_by_stem = _by_stem(layout.images, SUFFIXES), _by_stem(layout.annotations, (".xml",))
-    if dataset.format == "folder" and not xml_by_stem:
-        raise FastRCNNError(
-            f"{layout.annotations}: holds no XML file; set `annotations` of the data set to the folder that does"
-        )
+    below = files_below(layout.images)
+    names = [name for name in below if is_picture(name)]
+    if not names:
+        there = f" but {kinds(below)}" if below else ""
+        raise FastRCNNError(f"{layout.images}: holds no pictures{there}; check the root of the data set")
+    xmls = _xml_files(layout, below)
     if layout.listing is None:
-        ids = sorted(by_stem.keys() | xml_by_stem.keys())
-    elif dataset.format == "voc":
-        ids = list(_voc_ids(_lines(layout.listing), by_stem))
+        chosen, problems = _all_pictures(names), _unread(layout, below)
     else:
-        ids = [Path(line).stem if Path(line).suffix.lower() in SUFFIXES else line for line in _lines(layout.listing)]
-    return [ListedImage(i, tuple(by_stem.get(i, ())), xml_by_stem.get(i, [None])[0], layout.listing) for i in ids]
+        chosen, problems = _listed_pictures(layout, layout.listing, names)
+    annotations = match_annotations(names, xmls)
+    images = [
+        ListedImage(
+            identity,
+            tuple(layout.images / name for name in pictures),
+            layout.annotations / annotations[pictures[0]] if pictures and pictures[0] in annotations else None,
+        )
+        for identity, pictures in chosen
+    ]
+    if layout.listing is None and annotations:
+        problems += _other_annotations(layout, set(xmls) - set(annotations.values()))
+    if not any(image.annotation for image in images):
+        problems.append(_without_annotations(layout, len(images), len(xmls)))
+        layout = replace(layout, annotated=False)
+    return layout, images, problems
 
 
 def _layout(dataset: DataSetConfig) -> Layout:
     root = Path(dataset.root)
     if dataset.format == "voc":
         listing = root / "ImageSets" / "Main" / f"{dataset.split}.txt"
-        return Layout(root / "JPEGImages", root / "Annotations", listing, needs_annotation=True)
+        return Layout(root / "JPEGImages", root / "Annotations", listing, voc=True)
     listing = Path(dataset.split) if dataset.split else None
-    return Layout(root, Path(dataset.annotations or dataset.root), listing, needs_annotation=False)
+    return Layout(root, Path(dataset.annotations or dataset.root), listing, voc=False)
 
 
-def _voc_ids(lines: Sequence[str], by_stem: dict[str, list[Path]]) -> Iterator[str]:
-    """VOC's per-class lists hold 1, 0 (difficult only) or -1 (class absent) behind the id; absent ones are left out."""
-    for line in lines:
-        match = None if line in by_stem else re.fullmatch(r"(.*\S)\s+(-1|0|1)", line)
-        if match is None:
-            yield line
-        elif match[2] != "-1":
-            yield match[1]
+def _xml_files(layout: Layout, below_images: list[str]) -> list[str]:
+    """Paths below the folder of annotations, which VOC's test sets lack."""
+    if layout.annotations == layout.images:
+        below = below_images
+    elif layout.voc and not layout.annotations.exists():
+        below = []
+    else:
+        below = files_below(layout.annotations)
+    return [name for name in below if suffix(name) == ".xml"]
 
 
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
-    """The files of a folder by name without suffix: one listing instead of a stat for each of 17,000 files."""
-    try:
-        paths = sorted(folder.iterdir(), key=lambda path: path.name)
-    except OSError as e:
-        reason = "no such folder" if isinstance(e, FileNotFoundError) else f"cannot be read: {e.strerror}"
-        raise FastRCNNError(f"{folder}: {reason}; check the root of the data set") from None
-    result: dict[str, list[Path]] = {}
-    for path in paths:
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            result.setdefault(path.stem, []).append(path)
-    return result
+Chosen = list[tuple[str, list[str]]]  # (id, paths of its pictures below their folder)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise FastRCNNError(f"{path}: no such list of images; check the split of the data set") from None
-    except OSError as e:
-        raise FastRCNNError(f"{path}: cannot be read: {e.strerror}; check its permissions") from None
-    except UnicodeDecodeError:
-        raise FastRCNNError(f"{path}: is not a text file; write one image name a line, in UTF-8") from None
-    return [line.strip() for line in lines if line.strip()]
+def _all_pictures(names: Sequence[str]) -> Chosen:
+    by_id: dict[str, list[str]] = {}
+    for name in names:
+        by_id.setdefault(image_id(name), []).append(name)
+    return sorted(by_id.items())
+
+
+def _listed_pictures(layout: Layout, listing: Path, names: Sequence[str]) -> tuple[Chosen, list[Problem]]:
+    """The images of a list in its order, each once; VOC's per-class lists leave out what they mark with -1."""
+    known = ListedNames(layout.images, names)
+    chosen: dict[str, tuple[str, list[str]]] = {}  # by first picture, or by line for missing ones
+    written: dict[str, str] = {}  # how the list calls each picture
+    doubled, loose, absent = [], [], []
+    for text in read_lines(listing, known):
+        line = known.find(text)
+        if line is not None and line.absent:
+            absent.append(text)
+        elif line is None or not agree(line.written, written.setdefault(line.pictures[0], line.written)):
+            chosen.setdefault(text, (text, []))  # missing: the list means another picture than the one it may fit
+        elif line.pictures[0] in chosen:
+            doubled.append(text)
+        else:
+            loose += [text] if line.loosely else []
+            chosen[line.pictures[0]] = image_id(line.pictures[0]), line.pictures
+    if not chosen:
+        marked = f" but {len(absent)} marked -1" if absent else ""
+        raise FastRCNNError(f"{listing}: names no images{marked}; check the split of the data set")
+    remarks = {
+        "listed twice": (doubled, "stand in it more than once; each counts once"),
+        "listed otherwise": (loose, "are called otherwise in the folder (another path or case); those there are used"),
+        "class absent": (absent, "are marked -1, as not holding the class of this list; they are left out"),
+    }
+    problems = [
+        Problem(kind, listing, None, f"{len(lines)} images {text} (the first: {lines[0]})", "noted")
+        for kind, (lines, text) in remarks.items()
+        if lines
+    ]
+    return list(chosen.values()), problems
+
+
+def _unread(layout: Layout, below: Sequence[str]) -> list[Problem]:
+    """Files beside the pictures that are not read, by kind."""
+    apart = layout.annotations != layout.images
+    inside = f"{layout.annotations.relative_to(layout.images).as_posix()}/" if _is_below(layout) else ""
+    rest = [name for name in below if not is_picture(name) and (apart or suffix(name) != ".xml")]
+    rest = [name for name in rest if not (inside and name.startswith(inside))]
+    pictures = [name for name in rest if suffix(name) in OTHER_PICTURES]
+    found = []
+    if pictures:
+        text = f"holds {kinds(pictures)}: pictures that are not read; save them as JPEG or PNG under the same names"
+        found.append(Problem("pictures not read", layout.images, None, text, "noted"))
+    others = [name for name in rest if suffix(name) not in OTHER_PICTURES]
+    if others:
+        text = f"holds {kinds(others)}, which are not read (the first: {others[0]})"
+        found.append(Problem("files not read", layout.images, None, text, "noted"))
+    return found
+
+
+def _is_below(layout: Layout) -> bool:
+    return layout.annotations != layout.images and layout.annotations.is_relative_to(layout.images)
+
+
+def _other_annotations(layout: Layout, xmls: set[str]) -> list[Problem]:
+    if not xmls:
+        return []
+    text = f"{len(xmls)} XML files have no picture of their name in {layout.images} (the first: {min(xmls)}); not read"
+    return [Problem("annotations of other pictures", layout.annotations, None, text, "noted")]
+
+
+def _without_annotations(layout: Layout, images: int, xmls: int) -> Problem:
+    text = f"none of its {images} images has an XML file" + (f" ({xmls} are of other pictures)" if xmls else "")
+    text += "; they serve to detect in, as a test set without annotations"
+    if not layout.voc:
+        text += ", unless `annotations` of the data set names the folder of their XML files"
+    return Problem("no annotations", layout.annotations, None, text, "noted")
 
 
 def _read_listed(listed: ListedImage, layout: Layout, data: DataConfig, index: dict[str, int]) -> Found:
     """The record of one image and what is wrong with it; no record when a file is missing or unreadable."""
     problem = _check_files(listed, layout)
-    if problem is not None and problem.outcome == "error":
-        return None, [problem]
+    if problem is not None:
+        return unreadable(problem, data)
     path = listed.images[0]
-    try:
-        size = image_size(path)
-    except FastRCNNError as e:
-        return None, [Problem("unreadable image", path, None, str(e).removeprefix(f"{path}: "))]
+    size, problems = read_size(path, data)
+    if size is None:
+        return None, problems
     if listed.annotation is None:
-        return make_record(listed.id, path, *size, [], None), [problem] if problem else []
+        record = make_record(listed.id, path, *size, [], None)
+        if not layout.annotated:
+            return record, []
+        return unlabelled(record, f"no {listed.id}.xml in {layout.annotations}", data)
     try:
         objects, problems = read_objects(listed.annotation, size, data, index)
     except FastRCNNError as e:
@@ -142,18 +212,22 @@ def _read_listed(listed: ListedImage, layout: Layout, data: DataConfig, index: d
 def _check_files(listed: ListedImage, layout: Layout) -> Problem | None:
     """Whether there is one image, and an XML file where there must be one."""
     if not listed.images:
-        where = f"; {listed.annotation} has no image" if listed.annotation else ""
-        drop = f"drop {listed.id} from {listed.listing}" if listed.listing else f"remove {listed.annotation}"
-        text = f"no such image{where}; restore it or {drop}"
-        return Problem("missing image", layout.images / f"{listed.id}.jpg", None, text)
+        path = layout.images / (listed.id if suffix(listed.id) in {*SUFFIXES, *OTHER_PICTURES} else f"{listed.id}.jpg")
+        if path.exists() and suffix(path.name) in OTHER_PICTURES:
+            return Problem("pictures not read", path, None, "is a picture of a kind that is not read; save it as JPEG")
+        if path.exists():
+            text = f"no such image in {layout.images}, the folder of the set; set `root` to one that holds all"
+            return Problem("missing image", path, None, text)
+        text = f"no such image; restore it or drop {listed.id} from {layout.listing}"
+        return Problem("missing image", path, None, text)
     if len(listed.images) > 1:
         others = ", ".join(path.name for path in listed.images[1:])
-        text = f"has the same name as {others} but for the suffix; remove or rename all but one"
+        text = (
+            f"has the same name as {others} but for the suffix, so that their XML file is not known; name the one you "
+            "mean with its suffix in a list of images (`split`), or move the other to another folder"
+        )
         return Problem("duplicate id", listed.images[0], None, text)
-    if listed.annotation is None and layout.needs_annotation:
-        text = f"no such annotation; restore it or drop {listed.id} from {listed.listing}"
+    if listed.annotation is None and layout.voc and layout.annotated:
+        text = f"no such annotation; restore it or drop {listed.id} from {layout.listing}"
         return Problem("missing annotation", layout.annotations / f"{listed.id}.xml", None, text)
-    if listed.annotation is None:
-        text = f"no {listed.id}.xml in {layout.annotations}: taken as an image without objects"
-        return Problem("missing annotation", listed.images[0], None, text, "noted")
     return None

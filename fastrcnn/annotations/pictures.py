@@ -1,48 +1,10 @@
 """Pictures found by the names that annotation files give them, wherever the set was moved to."""
 
-import os
-import unicodedata
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 
+from fastrcnn.annotations.folders import files_below, normal
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.images import SUFFIXES
-
-
-def files_below(folder: Path) -> Iterator[str]:
-    """The files in a folder and its sub-folders, hidden ones left out, as paths below it with "/".
-
-    Links to folders are followed, each folder once. Raises FastRCNNError when the folder cannot be read.
-    """
-    seen, todo = set(), [""]
-    while todo:
-        below = todo.pop()
-        try:
-            real = os.path.realpath(folder / below)
-            if real in seen:
-                continue
-            seen.add(real)
-            with os.scandir(folder / below) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        todo.append(f"{below}{entry.name}/")
-                    else:
-                        yield f"{below}{entry.name}"
-        except OSError as e:
-            reason = "no such folder" if isinstance(e, FileNotFoundError) else f"cannot be read: {e.strerror}"
-            raise FastRCNNError(f"{folder / below}: {reason}; check the root of the data set") from None
-
-
-def is_picture(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
-
-
-def image_id(name: str) -> str:
-    """The id of a picture below its folder: its path with "/", without the suffix."""
-    folder, slash, last = name.rpartition("/")
-    return folder + slash + Path(last).stem
 
 
 class Pictures:
@@ -53,9 +15,8 @@ class Pictures:
         self.names: dict[str, str] = {}  # path below root in one Unicode normal form -> as on the disk
         self._by_tail: dict[str, list[str]] = {}
         for name in files_below(root):
-            normal = unicodedata.normalize("NFC", name)
-            self.names[normal] = name
-            parts = normal.split("/")
+            self.names[normal(name)] = name
+            parts = normal(name).split("/")
             for start in range(len(parts)):
                 self._by_tail.setdefault("/".join(parts[start:]), []).append(name)
 
@@ -67,7 +28,7 @@ class Pictures:
         with the reason when there is none, or several.
         """
         for spelled in dict.fromkeys((written, written.replace("\\", "/"))):
-            parts = [part for part in unicodedata.normalize("NFC", spelled).split("/") if part not in ("", ".", "..")]
+            parts = [part for part in normal(spelled).split("/") if part not in ("", ".", "..")]
             for start in range(len(parts)):
                 tail = "/".join(parts[start:])
                 found = self._by_tail.get(tail)

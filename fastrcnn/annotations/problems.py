@@ -24,7 +24,8 @@ class Problem:
 
     def __str__(self) -> str:
         thing = f"object {self.object}" if isinstance(self.object, int) else self.object
-        return f"{self.file}: " + (f"{thing}: " if thing else "") + self.text
+        sentence = f"{self.file}: " + (f"{thing}: " if thing else "") + self.text
+        return sentence.encode("utf-8", "backslashreplace").decode()  # a name that is not UTF-8 would not print
 
 
 def duplicate_id_problem(image_id: str, path: Path, first: Path) -> Problem:

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fastrcnn.annotations.pictures import files_below
+from fastrcnn.annotations.folders import files_below
 from fastrcnn.errors import FastRCNNError
 
 MOST_FILES = 20_000  # names that are looked at

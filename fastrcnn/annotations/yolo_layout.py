@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from fastrcnn.annotations.pictures import Pictures, files_below, image_id, is_picture
+from fastrcnn.annotations.folders import files_below, image_id, is_picture
+from fastrcnn.annotations.pictures import Pictures
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.config import DataSetConfig
 from fastrcnn.errors import FastRCNNError

@@ -75,9 +75,7 @@ class Detections:
 
     def __getitem__(self, rows: int | slice | ArrayLike) -> "Detections":
         """Those at an index, a slice, a mask [D] or an array of indices."""
-        if isinstance(rows, int | np.integer):
-            rows = [rows]
-        chosen = rows if isinstance(rows, slice) else np.asarray(rows)
+        chosen = rows if isinstance(rows, slice) else np.atleast_1d(np.asarray(rows))
         if not isinstance(chosen, slice) and not chosen.size:
             chosen = slice(0)  # an empty list says nothing of its type
         return Detections(self.boxes[chosen], self.classes[chosen], self.scores[chosen], self.class_list)

@@ -10,7 +10,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -86,6 +86,25 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove what atomic_write under `folder` left when it was killed; only for who holds the lock on these files."""
     for path in folder.glob(f".{glob.escape(name)}.????????.tmp" if name else ".*.tmp"):
         path.unlink(missing_ok=True)
+
+
+def refuse_overwrite(inputs: Iterable[str | Path], outputs: Iterable[str | Path]) -> None:
+    """Raise FastRCNNError, naming both, where a file to be written is one that is read: under the same name, through a
+    link, or spelled otherwise. To be called before any work."""
+    read = {same: path for path in inputs for same in _identities(path)}
+    for path in outputs:
+        for same in _identities(path):
+            if same in read:
+                raise FastRCNNError(f"{path}: would be written over {read[same]}, which is read; choose another output")
+
+
+def _identities(path: str | Path) -> Iterator[Any]:
+    """What a file shares with no other: its path without links, and, if it is there, its number on its disk."""
+    yield os.path.normcase(os.path.realpath(path))
+    with contextlib.suppress(OSError):
+        about = Path(path).stat()
+        if about.st_ino:  # some file systems do not number their files
+            yield about.st_dev, about.st_ino
 
 
 # ---- names

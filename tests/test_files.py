@@ -18,6 +18,7 @@ from fastrcnn.files import (
     file_digest,
     lock,
     read_tensors,
+    refuse_overwrite,
     remove_leftovers,
     safe_name,
     write_json,
@@ -328,3 +329,15 @@ def test_two_names_never_give_one_file_and_each_is_safe(names):
 def test_a_changed_name_is_never_another_s_good_name(name):
     safe = safe_name(name)
     assert safe == name or safe_name(safe) != safe
+
+
+def test_no_output_takes_the_place_of_an_input(tmp_path):
+    mine, link, hard = (tmp_path / name for name in ("mine.jpg", "link.jpg", "hard.jpg"))
+    mine.write_bytes(b"photograph")
+    link.symlink_to(mine)
+    hard.hardlink_to(mine)
+    for spelled in (mine, link, hard, tmp_path / ".." / tmp_path.name / "mine.jpg", str(mine)):
+        for read, written in ((mine, spelled), (spelled, mine)):
+            with pytest.raises(FastRCNNError, match="would be written over .*, which is read; choose another output"):
+                refuse_overwrite([tmp_path / "other", read], [tmp_path / "new", written])
+    refuse_overwrite([mine], [tmp_path / "new.jpg", tmp_path / "mine.png"])

@@ -36,3 +36,14 @@ def test_detections_of_other_images_are_not_scored(tree, tmp_path):
     with pytest.raises(FastRCNNError, match="not of the same images: 4 without detections"):
         evaluate_detections(config, path, tmp_path / "results")
     assert not Path(tmp_path / "results" / "results.json").exists()
+
+
+def test_a_result_is_never_written_over_what_is_read(tree, tmp_path):
+    config = configs.from_dict(tree)
+    (tmp_path / "results.json").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "results.json")
+    for work in (evaluate_weights, evaluate_detections):
+        for name in ("results.json", "link"):
+            with pytest.raises(FastRCNNError, match="results.json: would be written over"):
+                work(config, tmp_path / name, tmp_path)
+    assert (tmp_path / "results.json").read_text() == "mine"

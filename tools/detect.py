@@ -1,15 +1,25 @@
 """Find objects in pictures: draws boxes with class and score, and writes all detections as JSON."""
 
+from collections import Counter
+
 from _common import parser, run
 
 
 def main() -> None:
     args = parser(__doc__, weights="a weights file of tools/train.py or tools/compress.py")
-    args.add_argument("images", metavar="IMAGE", nargs="+", help="pictures, or folders of them")
+    args.add_argument("images", metavar="IMAGE", nargs="+", help="pictures, or folders, with their sub-folders")
     args.add_argument("--output", default="detections", metavar="FOLDER", help="where pictures and JSON go")
     args.add_argument("--proposals", metavar="FILE", help="proposals of these pictures; default: selective search")
     args.add_argument(
         "--score", type=float, default=0.5, metavar="S", help="draw what scores at least this (default 0.5)"
+    )
+    args.add_argument(
+        "--format",
+        choices=("json", "voc", "yolo", "coco", "csv"),
+        nargs="+",
+        action="extend",
+        default=[],
+        help="also write what scores at least S as labels, to be corrected in a labelling tool; JSON is always written",
     )
     args.add_argument("--device", default="auto")
     args.add_argument("--precision", choices=("float32", "bfloat16"), help="default: the one of training")
@@ -19,9 +29,16 @@ def main() -> None:
     from fastrcnn.detect.pictures import detect_pictures
 
     detector = fastrcnn.load(args.weights, args.device, args.precision)
-    summary = detect_pictures(detector, args.images, args.output, args.score, args.proposals)
-    for line in summary:
-        print(line)
+    formats = [name for name in dict.fromkeys(args.format) if name != "json"]
+    done = detect_pictures(detector, args.images, args.output, args.score, args.proposals, args.weights, formats)
+    for image, drawn in zip(done.images, done.drawn, strict=True):
+        counts = Counter(image.found.above(args.score).names)
+        print(f"{drawn}: " + (", ".join(f"{n} {name}" for name, n in counts.items()) or "nothing above the score"))
+    failed = f"; {len(done.failed)} could not be used, see the messages above" if done.failed else ""
+    for name, place in zip(formats, done.labels, strict=True):
+        what = "all that scores enough" if place.is_file() else f"labels as {name}; the pictures belong there"
+        print(f"{place}: {what}")
+    print(f"{done.json}: all detections of {len(done.images)} pictures{failed}")
 
 
 if __name__ == "__main__":

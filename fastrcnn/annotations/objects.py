@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from fastrcnn.annotations.problems import Outcome, Problem
-from fastrcnn.annotations.records import ImageRecord, plain
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import DataConfig
+from fastrcnn.detections import plain_name
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import image_size
 
@@ -23,11 +24,11 @@ def check_class(
     name: str, index: dict[str, int], file: Path, where: int | str, data: DataConfig
 ) -> tuple[int | None, list[Problem]]:
     """The class of an object of `file`, 1..K-1, and what is wrong with its name; None: the object is left out."""
-    if plain(name) in index:
-        return index[plain(name)], []
+    if plain_name(name) in index:
+        return index[plain_name(name)], []
     if data.on_unknown_class == "ignore":
         return None, [Problem("unknown class", file, where, f"its class {name!r} is not in classes", "ignored")]
-    near = _nearest(plain(name), tuple(index))
+    near = _nearest(plain_name(name), tuple(index))
     text = f"its class {name!r} is not in classes (nearest: {near!r}); add it, or set data.on_unknown_class: ignore"
     return None, [Problem("unknown class", file, where, text)]
 

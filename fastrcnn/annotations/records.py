@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fastrcnn.config import DataConfig
+from fastrcnn.detections import plain_name
 from fastrcnn.errors import FastRCNNError
 
 
@@ -38,14 +39,9 @@ def make_record(
     return ImageRecord(image_id, path, width, height, boxes, classes, difficult, annotation)
 
 
-def plain(name: str) -> str:
-    """A class name as it is compared: without case and surrounding space."""
-    return name.strip().lower()
-
-
 def class_index(classes: Sequence[str]) -> dict[str, int]:
     """Number of each class, 1..K-1, under its plain name."""
-    return {plain(name): number for number, name in enumerate(classes, start=1)}
+    return {plain_name(name): number for number, name in enumerate(classes, start=1)}
 
 
 def for_training(records: Sequence[ImageRecord], data: DataConfig) -> list[ImageRecord]:

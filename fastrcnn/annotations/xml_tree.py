@@ -8,8 +8,8 @@ from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
-from fastrcnn.annotations.records import plain
 from fastrcnn.annotations.text import national_texts, unicode_text
+from fastrcnn.detections import plain_name
 from fastrcnn.errors import FastRCNNError
 
 # Web browsers read these names as their supersets too, for that is what files hold (WHATWG Encoding Standard).
@@ -84,7 +84,7 @@ def _as_declared(data: bytes) -> str | None:
 
 def _foreign_names(root: Element) -> tuple[str, ...]:
     """The plain class names with letters beyond ASCII, which depend on the encoding."""
-    names = (plain(element.findtext("name") or "") for element in root.iter("object"))
+    names = (plain_name(element.findtext("name") or "") for element in root.iter("object"))
     return tuple(name for name in names if not name.isascii())
 
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from fastrcnn import boxes as box_ops
+from fastrcnn import config as configs
 from fastrcnn.config import Config
 from fastrcnn.detect.inputs import Picture, as_pixels, as_rois
 from fastrcnn.detect.nms import select_detections
@@ -22,6 +23,12 @@ from fastrcnn.model.roi_features import bins_first, pool_for_inference, project,
 from fastrcnn.proposals.selective_search import selective_search
 
 CANONICAL_AREA = 224**2  # scaled pixels; a RoI is looked at in the scale that brings it nearest (section 3.3, SPPnet)
+
+
+def detection_settings(config: Config) -> dict[str, Any]:
+    """The part of a configuration that detections depend on, as JSON has it."""
+    tree = configs.to_dict(config)
+    return {name: tree[name] for name in ("image", "proposals", "test", "precision", "classes")}
 
 
 class Detector:
@@ -49,7 +56,7 @@ class Detector:
     @overload
     def detect(
         self,
-        image: Sequence[Picture],
+        image: list[Picture] | tuple[Picture, ...],
         proposals: Sequence[ArrayLike | Tensor | None] | None = None,
         image_id: Sequence[str | None] | None = None,
     ) -> list[Detections]: ...
@@ -79,8 +86,8 @@ class Detector:
         scores, boxes = self.classify(pixels, as_rois(proposals).to(self.device))
         test = self.config.test
         kept = select_detections(scores, boxes, test.score_threshold, test.nms_iou, test.max_detections)
-        boxes, classes, scores = (part.cpu().numpy() for part in kept)
-        return Detections(boxes, classes, scores, tuple(self.config.classes))
+        found, classes, best = (part.cpu().numpy() for part in kept)
+        return Detections(found, classes, best, tuple(self.config.classes))
 
     @torch.inference_mode()
     def classify(self, image: np.ndarray, rois: Tensor) -> tuple[Tensor, Tensor]:

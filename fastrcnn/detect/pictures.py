@@ -1,96 +1,137 @@
-"""The detector on files and folders: pictures with boxes drawn in, and one JSON file of all that was found."""
+"""The detector on files and folders: pictures with boxes drawn in, and one detections.json of all that was found."""
 
 import logging
+import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fastrcnn.detect.detector import Detector
+from fastrcnn.detect.detector import Detector, detection_settings
+from fastrcnn.detect.folders import JOURNAL_NAME, JSON_NAME, ListedPicture, check_outputs, find_pictures
+from fastrcnn.detect.labels import write_labels
 from fastrcnn.detections import DetectedImage, write_detections
 from fastrcnn.drawing import draw_detections, write_image
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.images import SUFFIXES, read_image
-from fastrcnn.proposals.proposals import read_proposals
+from fastrcnn.files import file_digest, lock
+from fastrcnn.images import read_image
+from fastrcnn.journal import Journal
+from fastrcnn.model.weights import weights_file
+from fastrcnn.proposals.proposals import Proposals, read_proposals
 
 log = logging.getLogger(__name__)
 
-JSON_NAME = "detections.json"
+
+@dataclass(frozen=True)
+class DetectedPictures:
+    """What detect_pictures did."""
+
+    images: list[DetectedImage]  # those that could be read
+    drawn: list[Path]  # the picture with boxes drawn in, for each of them
+    failed: list[Path]  # the others; the log says why
+    json: Path
+    labels: list[Path]  # what was written in other formats: a folder each
 
 
-def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
-    """The pictures named, and those in the folders named, by name. Raises FastRCNNError for a path without any."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise FastRCNNError(f"{path}: holds no pictures ({', '.join(SUFFIXES)})")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise FastRCNNError(f"{path}: no such picture or folder")
-    return list(dict.fromkeys(found))
+Item: TypeAlias = tuple[str, DetectedImage]  # with its stamp
 
 
 def detect_pictures(
     detector: Detector,
     paths: Sequence[str | Path],
     output: str | Path,
-    draw_score: float = 0.5,
+    score: float = 0.5,
     proposals: str | Path | None = None,
-) -> list[str]:
-    """Detect in every picture; draw what scores at least draw_score to output/<name>.jpg, and write
+    weights: str | Path | None = None,
+    formats: Sequence[str] = (),
+) -> DetectedPictures:
+    """Detect in the pictures of find_pictures; draw what scores at least `score` to output/<id>.jpg, and write
     output/detections.json with everything above the score threshold of the weights.
 
-    `proposals` is a file of them by image id (the picture's name without suffix). A picture that cannot be read is
-    reported and passed over. Returns a line for each picture. Stopped on the way, the JSON holds what was finished.
-    Raises FastRCNNError when none could be read.
+    `proposals` is a file of them by the pictures' ids. What scores at least `score` is also written as labels in each
+    of `formats` (of labels.WRITERS). A picture that cannot be read is reported and skipped. Stopped on the way,
+    detections.json holds what was finished, and the same call resumes if `weights` names the detector's file. Raises
+    FastRCNNError, before any work, where check_outputs does, and when none could be read.
     """
-    pictures, output = find_pictures(paths), Path(output)
+    output = Path(output)
+    pictures = find_pictures(paths, output)
+    inputs = [Path(proposals)] if proposals else []
+    inputs += [weights_file(weights)] if weights else []
+    written = [*(picture.below(output) for picture in pictures), output / JSON_NAME]
+    check_outputs(output, pictures, [*written, *(output / name for name in formats)], inputs)
     store = read_proposals(proposals, []) if proposals else None
-    names = _output_names(pictures)
-    results, lines, failed = [], [], 0
+    result = DetectedPictures([], [], [], output / JSON_NAME, [])
+    with lock(output / ".lock", "the output folder"):
+        journal = _journal(detector, output, inputs if weights else None, score)
+        done = dict(journal.items)
+        try:
+            with journal:
+                for picture in tqdm(pictures, "detecting", unit="image", mininterval=1):
+                    drawn, pixels = picture.below(output), None
+                    try:
+                        stamp = _stamp(picture)
+                        image = done.get(stamp) if drawn.exists() else None
+                        if image is None:
+                            image, pixels = _detect(detector, picture, store)
+                    except FastRCNNError as e:
+                        log.error("%s", e)
+                        result.failed.append(picture.path)
+                        continue
+                    result.images.append(image)
+                    if pixels is not None:
+                        journal.append((stamp, image))  # before it is drawn: what is drawn is in detections.json
+                        shown = image.found.above(score)
+                        write_image(drawn, draw_detections(pixels, shown.boxes, shown.names, shown.scores))
+                    result.drawn.append(drawn)
+        finally:  # Ctrl-C and a full disk too: what is finished is written
+            if result.images:
+                write_detections(result.json, detector.config.classes, result.images)
+        if not result.images:
+            raise FastRCNNError(
+                f"{pictures[0].path}: none of the {len(pictures)} pictures could be used; see the messages above"
+            )
+        names = {picture.path: picture.output for picture in pictures}
+        for name in formats:
+            folder = write_labels(name, result.images, names, detector.config.classes, output / name, score)
+            result.labels.append(folder)
+        journal.remove()
+    return result
+
+
+def _journal(detector: Detector, output: Path, inputs: Sequence[Path] | None, score: float) -> Journal[Item]:
+    """The pictures that an earlier call finished with the same inputs and settings; without inputs, none."""
+    same = secrets.token_hex() if inputs is None else [file_digest(path).hex() for path in inputs]
+    settings = detection_settings(detector.config) | {"precision": detector.model.precision}
+    return Journal(
+        output / JOURNAL_NAME,
+        {"inputs": same, "score": score, **settings},
+        lambda item: [item[0], item[1].to_json()],
+        lambda item: (str(item[0]), DetectedImage.from_json(item[1], detector.config.classes)),
+    )
+
+
+def _detect(
+    detector: Detector, picture: ListedPicture, store: Proposals | None
+) -> tuple[DetectedImage, NDArray[np.uint8]]:
+    """What is found in a picture, and its pixels."""
+    pixels = read_image(picture.path)
+    if store is not None and picture.id not in store:
+        raise FastRCNNError(
+            f"{picture.path}: {store.path} has no proposals of {picture.id}; make them, or leave it out"
+        )
+    found = detector.detect(pixels, store[picture.id] if store is not None else None, picture.id)
+    height, width = pixels.shape[:2]
+    return DetectedImage(picture.id, found, str(picture.path), width, height), pixels
+
+
+def _stamp(picture: ListedPicture) -> str:
+    """What tells whether a picture is still the same, and drawn under the same name."""
     try:
-        for picture in tqdm(pictures, "detecting", unit="image"):
-            try:
-                pixels = read_image(picture)
-                if store is not None and picture.stem not in store:
-                    raise FastRCNNError(
-                        f"{picture}: {proposals} has no proposals of {picture.stem}; make them, or leave it out"
-                    )
-                found = detector.detect(pixels, store[picture.stem] if store is not None else None, picture.stem)
-            except FastRCNNError as e:
-                log.error("%s", e)
-                failed += 1
-                continue
-            shown = found.above(draw_score)
-            drawn = output / names[picture]
-            height, width = pixels.shape[:2]
-            results.append(DetectedImage(picture.stem, found, str(picture), width, height))
-            write_image(drawn, draw_detections(pixels, shown.boxes, shown.names, shown.scores))
-            lines.append(f"{drawn}: {_summary(shown.names)}")
-    finally:  # Ctrl-C and a full disk too: what is finished is written
-        if results:
-            write_detections(output / JSON_NAME, detector.config.classes, results)
-    if failed == len(pictures):
-        raise FastRCNNError(f"{pictures[0]}: none of the {failed} pictures could be used; see the messages above")
-    return [*lines, f"{output / JSON_NAME}: all detections of {len(results)} pictures"]
-
-
-def _output_names(pictures: list[Path]) -> dict[Path, str]:
-    """A name for each drawn picture; those of one stem keep their suffix or a number, so that none is overwritten."""
-    names: dict[Path, str] = {}
-    for picture in pictures:
-        name, number = f"{picture.stem}.jpg", 1
-        while name in names.values():
-            number += 1
-            name = f"{picture.stem}_{number}.jpg"
-        names[picture] = name
-    return names
-
-
-def _summary(labels: list[str]) -> str:
-    counts = {name: labels.count(name) for name in dict.fromkeys(labels)}
-    return ", ".join(f"{n} {name}" for name, n in counts.items()) or "nothing above the score"
+        about = picture.path.stat()
+    except OSError as e:
+        raise FastRCNNError(f"{picture.path}: cannot be read: {e.strerror}; check its permissions") from None
+    return f"{about.st_size} {about.st_mtime_ns} {picture.output} {picture.path}"

@@ -10,10 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fastrcnn.detections import DetectedImage
-from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.rows import few
 from fastrcnn.evaluate.voc import VOCResult
-from fastrcnn.files import atomic_write
+from fastrcnn.files import atomic_write, safe_name
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +64,9 @@ def write_voc_files(
     """Write comp4_det_<split>_<class>.txt for the development kit: image id, score, 1-based inclusive box.
 
     Numbers have nine significant digits, which tell any two float32 numbers apart: the three decimals of the original
-    (lib/datasets/pascal_voc.py) make ties of different scores, and another AP. Returns the K - 1 files. Raises
-    FastRCNNError for a class name or split that cannot be part of a file name, and as atomic_write does.
+    (lib/datasets/pascal_voc.py) make ties of different scores, and another AP. Returns the K - 1 files; the log says
+    which have another name, as theirs cannot be a file's. Raises FastRCNNError as atomic_write does.
     """
-    for name in (split, *classes):
-        if "/" in name or "\0" in name:
-            raise FastRCNNError(f"{name!r} cannot be part of a file name under {folder}; rename the class or split")
     spaced = [image.id for image in images if len(image.id.split()) != 1]
     if spaced:
         log.warning("image ids with spaces (%s): the development kit cannot read their comp4_det files", few(spaced))
@@ -80,8 +76,12 @@ def write_voc_files(
         boxes = found.boxes.astype(np.float64) + (1, 1, 0, 0)
         for k, score, box in zip(found.classes.tolist(), found.scores.tolist(), boxes.tolist(), strict=True):
             lines[k - 1].append(f"{image.id} {score:.9g} " + " ".join(f"{value:.9g}" for value in box) + "\n")
-    paths = [Path(folder) / f"comp4_det_{split}_{name}.txt" for name in classes]
-    for path, text in zip(paths, lines, strict=True):
-        with atomic_write(path) as file:
-            file.write("".join(text).encode())
+    paths = []
+    for name, text in zip(classes, lines, strict=True):
+        plain = f"comp4_det_{split}_{name}"
+        paths.append(Path(folder) / f"{safe_name(plain)}.txt")
+        if safe_name(plain) != plain:
+            log.info("%s: holds the detections of %r, which cannot be part of a file name", paths[-1], name)
+        with atomic_write(paths[-1]) as file:
+            file.write("".join(text).encode(errors="surrogateescape"))  # an id of bytes that are not UTF-8
     return paths

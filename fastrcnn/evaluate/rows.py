@@ -79,7 +79,9 @@ def join(
     )
     present = set(objects.classes[~objects.difficult].tolist())
     absent = [name for k, name in enumerate(classes, start=1) if k not in present]
-    if absent:
+    if not present:
+        log.warning("no objects in the annotations of these %d images: there is nothing to score", len(ids))
+    elif absent:
         log.warning(
             "no objects to find of %s: AP is NaN, and the mean leaves it out; check the class list and the split",
             ", ".join(absent),

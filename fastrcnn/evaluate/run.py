@@ -11,24 +11,24 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fastrcnn import config as configs
 from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.config import Config, DataSetConfig
 from fastrcnn.data.image_set import ImageSet, open_data
-from fastrcnn.detect.detector import Detector
+from fastrcnn.detect.detector import Detector, detection_settings
 from fastrcnn.detections import DetectedImage, read_detections, write_detections
 from fastrcnn.device import choose_device
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate import coco, report, voc
 from fastrcnn.evaluate.rows import join
-from fastrcnn.files import atomic_write, file_digest, lock, write_json
+from fastrcnn.files import atomic_write, file_digest, lock, refuse_overwrite, write_json
 from fastrcnn.journal import Journal
 from fastrcnn.model.weights import load_model, weights_file
 
 log = logging.getLogger(__name__)
 
 DETECTIONS, PARTIAL = "detections.json", "detections.partial.jsonl"
+SCORES = ("results.json", "table.txt", "precision_recall.png")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def evaluate_weights(config: Config, weights: str | Path, folder: str | Path, wi
     resumes when it is started again with the same weights, settings and images. Raises FastRCNNError for wrong input.
     """
     folder, weights, device = Path(folder), weights_file(weights), choose_device(config.device)
+    _check_outputs(config, weights, folder, (DETECTIONS, *SCORES))
     with lock(folder / ".lock", "the results folder"):
         images = open_data(_test_sets(config), config)
         detector = _detector(config, weights, device)
@@ -65,9 +66,15 @@ def evaluate_detections(
     config: Config, detections: str | Path, folder: str | Path, with_coco: bool = False
 ) -> Evaluation:
     """Score saved detections (a detections.json) on config.data.test again, without the network."""
+    _check_outputs(config, detections, Path(folder), SCORES)
     _, images = read_detections(detections)
     records = read_data_sets(_test_sets(config), config.data, config.classes)
     return _score(config, images, records, Path(folder), with_coco)
+
+
+def _check_outputs(config: Config, source: str | Path, folder: Path, names: Sequence[str]) -> None:
+    read = [source, *(dataset.proposals for dataset in config.data.test or [] if dataset.proposals)]
+    refuse_overwrite(read, [folder / name for name in names])
 
 
 def _detector(config: Config, weights: str | Path, device: torch.device) -> Detector:
@@ -100,7 +107,7 @@ def _score(
         table += "\nCOCO: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     write_json(folder / "results.json", numbers)
     with atomic_write(folder / "table.txt") as file:
-        file.write(f"{table}\n".encode())
+        file.write(f"{table}\n".encode(errors="backslashreplace"))
     report.plot_precision_recall(result, config.classes, folder / "precision_recall.png")
     split = "+".join(dict.fromkeys(Path(d.split or "all").stem for d in config.data.test))
     report.write_voc_files(folder / "voc", split, config.classes, images)
@@ -134,10 +141,8 @@ def _journal(path: Path, key: dict[str, Any]) -> Journal[DetectedImage]:
 def _key(config: Config, weights: Path, images: ImageSet) -> dict[str, Any]:
     """All that detections depend on: the weights' bytes, the settings of detection, and the images with their
     proposals."""
-    tree = configs.to_dict(config)
     digest = hashlib.blake2b(digest_size=16)
     for record, proposals in images:
-        digest.update(f"{record.id} {record.path} {record.width} {record.height}\n".encode())
+        digest.update(f"{record.id} {record.path} {record.width} {record.height}\n".encode(errors="surrogateescape"))
         digest.update(np.ascontiguousarray(proposals).tobytes())
-    settings = {name: tree[name] for name in ("image", "proposals", "test", "precision", "classes")}
-    return {"weights": file_digest(weights).hex(), "images": digest.hexdigest(), **settings}
+    return {"weights": file_digest(weights).hex(), "images": digest.hexdigest(), **detection_settings(config)}

@@ -8,8 +8,9 @@ from torch import nn
 
 from fastrcnn import config as configs
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import refuse_overwrite
 from fastrcnn.model.fast_rcnn import factors
-from fastrcnn.model.weights import load_model, write_model
+from fastrcnn.model.weights import load_model, weights_file, write_model
 
 
 @torch.no_grad()
@@ -57,6 +58,7 @@ def compress_weights(source: str | Path, target: str | Path, ranks: dict[str, in
 
     Raises FastRCNNError for a file that is no weights file or is compressed already, and for ranks that do not fit.
     """
+    refuse_overwrite([weights_file(source)], [target])
     model, config = load_model(source)
     result = []
     for name, rank in ranks.items():

@@ -85,14 +85,20 @@ class DataConfig(Section, title="data"):
 class ProposalsConfig(Section, title="proposals"):
     method: Literal["fast", "quality"] = "fast"
     """Mode of selective search (Uijlings et al. 2013, as in OpenCV)."""
-    max_per_image: Count = 2000
-    """Paper, section 2.3: R is typically around 2000."""
+    max_per_image: Count | None = None
+    """Boxes used of each image, the first; null: all of a .mat, .npz or .json file, as the original does; of our own
+    search 2,000 (paper, section 2.3: R is typically around 2000), or 10,000 with `quality`, which finds about 5,500."""
     min_size: Count = 2
     """Pixels; smaller proposals are left out, as in py-faster-rcnn."""
     long_side: Count = 500
     """Pixels. Selective search is not scale invariant, and a photograph of 12 megapixels would take it minutes: a
     larger image is searched at this size, which no VOC image exceeds (R-CNN, arXiv 1311.2524, section 4.2: 500
     wide)."""
+
+    @property
+    def search_cap(self) -> int:
+        """The most boxes that our own search gives for an image."""
+        return self.max_per_image or {"fast": 2000, "quality": 10_000}[self.method]
 
 
 class ImageConfig(Section, title="image"):

@@ -38,7 +38,7 @@ def test_defaults_are_the_recipe_of_the_original():
     model = config.model
     assert (model.freeze_up_to, model.fc_width, model.pool_size, model.dropout) == ("conv2_2", 4096, 7, 0.5)
     assert (config.test.nms_iou, config.test.score_threshold, config.test.max_detections) == (0.3, 0.05, 100)
-    assert (config.proposals.max_per_image, config.seed, config.data.drop_difficult) == (2000, 3, False)
+    assert (config.proposals.search_cap, config.seed, config.data.drop_difficult) == (2000, 3, False)
     assert (config.data.test, config.train.eval_every, config.test.ap_rule) == ([], None, "11point")
 
 

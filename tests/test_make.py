@@ -77,7 +77,7 @@ def journals(path):
 
 def read_journal(path):
     """The ids of the images in a journal of these settings."""
-    key = {"proposals": to_dict(CONFIG) | {"opencv": cv2.__version__}}
+    key = {"proposals": to_dict(CONFIG) | {"max_per_image": 2000, "opencv": cv2.__version__}}
     return [made.id for made in Journal(path, key, make._encode, make._decode).items]
 
 

@@ -31,7 +31,7 @@ class PlannedImage:
 
 
 @dataclass(frozen=True)
-class RoIs:
+class SampledRoIs:
     """What one image gives to a batch: boxes [R_i, 4] image pixels, labels [R_i] int64, bbox_targets [R_i, 4]."""
 
     boxes: Tensor
@@ -39,13 +39,16 @@ class RoIs:
     bbox_targets: Tensor
 
 
-def plan_batch(seed: int, iteration: int, images: int, image: ImageConfig, images_per_batch: int) -> list[PlannedImage]:
-    """The images of one iteration (counted from 0) out of `images` records.
+def plan_batch(
+    seed: int, iteration: int, image_count: int, config: ImageConfig, images_per_batch: int
+) -> list[PlannedImage]:
+    """The images of one iteration (counted from 0) of a set of `image_count`; `config` says flips and scales.
 
-    The set is doubled by flips; an epoch is floor(set / N) iterations over its own permutation (fast-rcnn
-    lib/roi_data_layer/layer.py permutes and reshuffles when fewer than N are left).
+    The set is doubled by flips; an epoch is floor(set / N) iterations over its own permutation. The original
+    (fast-rcnn lib/roi_data_layer/layer.py) reshuffles as soon as N or fewer are left (cur + N >= len), so that the last
+    N of a set that N divides are not shown in that pass; here they are.
     """
-    entries = images * (2 if image.flip else 1)
+    entries = image_count * (2 if config.flip else 1)
     per_epoch = max(entries // images_per_batch, 1)
     epoch, step = divmod(iteration, per_epoch)
     order = np.random.default_rng((seed, EPOCH_ORDER, epoch)).permutation(entries)
@@ -53,8 +56,8 @@ def plan_batch(seed: int, iteration: int, images: int, image: ImageConfig, image
     planned = []
     for position, entry in enumerate(chosen.tolist()):
         roi_seed = (seed, ROIS, iteration, position)
-        side = np.random.default_rng((*roi_seed, 1)).choice(image.train_short_side)
-        planned.append(PlannedImage(entry % images, entry >= images, int(side), roi_seed))
+        side = np.random.default_rng((*roi_seed, 1)).choice(config.train_short_side)
+        planned.append(PlannedImage(entry % image_count, entry >= image_count, int(side), roi_seed))
     return planned
 
 
@@ -69,7 +72,7 @@ def sample_rois(
     gt_classes: Tensor,
     config: SamplingConfig,
     rng: np.random.Generator,
-) -> RoIs:
+) -> SampledRoIs:
     """Draw one image's share of the mini-batch, without replacement (fast-rcnn lib/roi_data_layer/minibatch.py).
 
     proposals [P, 4], gt_boxes [G, 4] in unscaled image pixels, gt_classes [G]. The objects themselves are among the
@@ -97,7 +100,7 @@ def sample_rois(
         objects = nearest[foreground]
         labels[: len(foreground)] = gt_classes[objects]
         bbox_targets[: len(foreground)] = box_ops.encode(rois[foreground], gt_boxes[objects])
-    return RoIs(chosen, labels, bbox_targets)
+    return SampledRoIs(chosen, labels, bbox_targets)
 
 
 def _choose(candidates: Tensor, wanted: int, rng: np.random.Generator) -> Tensor:

@@ -14,11 +14,8 @@ import numpy as np
 
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.proposals.mat_file import read_mat
+from fastrcnn.proposals.mat_file import MAX_COMPRESSION, read_mat, rows_of_four
 from fastrcnn.proposals.stored import StoredProposals, check_index, clean, compact, convention
-
-# Deflate stays below 1032:1, and real ids, offsets and boxes below 30:1. What is between is a decompression bomb.
-MAX_COMPRESSION = 200
 
 
 def read_foreign(path: Path, records: Sequence[ImageRecord], min_size: int) -> StoredProposals:
@@ -34,20 +31,12 @@ def _read_mat(path: Path, records: Sequence[ImageRecord]) -> StoredProposals:
 
     The ids are in `images`, if that is there, else they are those of the data set, in its order.
     """
-    content = read_mat(path.read_bytes(), MAX_COMPRESSION)
-    cells, ids = content.get("boxes"), content.get("images")
-    if not isinstance(cells, list):
-        raise ValueError("it has no cell array `boxes` with one entry per image")
+    ids, cells = read_mat(path)
     if ids is None:
         if len(cells) != len(records):
             raise ValueError(f"it has {len(cells)} images and no ids, the data set has {len(records)} images")
         ids = [record.id for record in records]
-    if not isinstance(ids, list) or len(ids) != len(cells):
-        raise ValueError(f"its `images` are not the ids of the {len(cells)} entries of `boxes`")
-    return _joined(
-        ids,
-        [_to_half_open(_rows(c, i)[:, [1, 0, 3, 2]], "xyxy", 1, "inclusive") for i, c in zip(ids, cells, strict=True)],
-    )
+    return _joined(ids, [_to_half_open(rows[:, [1, 0, 3, 2]], "xyxy", 1, "inclusive") for rows in cells])
 
 
 def _read_npz(path: Path, records: Sequence[ImageRecord]) -> StoredProposals:
@@ -64,7 +53,7 @@ def _read_npz(path: Path, records: Sequence[ImageRecord]) -> StoredProposals:
     if ids.ndim != 1 or ids.dtype.kind != "U":
         raise ValueError("its ids are not a list of strings")
     check_index(ids.tolist(), offsets, boxes.shape)
-    boxes = _to_half_open(_rows(boxes, "all"), *convention(meta))
+    boxes = _to_half_open(rows_of_four(boxes, "all"), *convention(meta))
     return StoredProposals(ids.tolist(), offsets.astype(np.int64), boxes)
 
 
@@ -75,25 +64,15 @@ def _read_json(path: Path, records: Sequence[ImageRecord]) -> StoredProposals:
         raise ValueError('it is not of the form {"meta": {...}, "proposals": {"image id": [[x1, y1, x2, y2], ...]}}')
     stated = convention(content.get("meta"))
     boxes = content["proposals"]
-    return _joined(list(boxes), [_to_half_open(_rows(value, i), *stated) for i, value in boxes.items()])
+    return _joined(list(boxes), [_to_half_open(rows_of_four(value, i), *stated) for i, value in boxes.items()])
 
 
 def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"{key!r} stands in it twice")
+        raise ValueError(f"{key!r} is listed twice in it")
     return result
-
-
-def _rows(value: Any, image_id: str) -> np.ndarray:
-    """float64 [P, 4] from what stands for one image."""
-    rows = np.asarray(value)
-    if rows.size == 0:
-        return np.zeros((0, 4))
-    if rows.dtype.kind not in "iuf" or rows.ndim != 2 or rows.shape[1] != 4:
-        raise ValueError(f"image {image_id}: its proposals are not rows of 4 numbers")
-    return rows.astype(np.float64)
 
 
 def _to_half_open(boxes: np.ndarray, form: str, origin: int, end: str) -> np.ndarray:

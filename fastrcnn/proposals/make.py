@@ -58,7 +58,7 @@ def make_proposals(
     if processes is not None and processes < 1:
         raise FastRCNNError(f"the number of processes is {processes}; it must be at least 1")
     records = _distinct(records, path)
-    made_by = to_dict(config) | {"opencv": cv2.__version__}
+    made_by = to_dict(config) | {"max_per_image": config.search_cap, "opencv": cv2.__version__}
     # The journal's name holds the settings, so that it cannot be taken for one of others.
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:8]
     with lock(path.with_name(f".{path.name}.lock"), f"the proposals file {path.name}"):

@@ -70,7 +70,8 @@ def read_proposals(
 ) -> Proposals:
     """The proposals in a .safetensors, .mat, .npz or .json file, not yet checked against the images.
 
-    At most config.max_per_image are given per image. Formats other than our own are cleaned first: boxes that reach at
+    Of our own search at most config.search_cap are given per image, of other files all that config.max_per_image lets
+    through: who ranked them, and whether at all, we cannot know. Other files are cleaned first: boxes that reach at
     most 1 pixel outside their image in `records` are clipped (published files round that way), boxes smaller than
     config.min_size and exact repetitions are left out. A file of tools/proposals.py is refused when it was made with
     other settings than `config`. Without `config` everything that is not empty is given.
@@ -78,20 +79,24 @@ def read_proposals(
     Raises FastRCNNError for a file that is damaged or does not state its box convention.
     """
     path = Path(path)
+    limit = config.max_per_image if config else None
     if path.suffix == ".safetensors":
         stored = read_stored(path)
         if config is not None:
             check_settings(path, stored.made_by, config)
+            limit = config.search_cap
     else:
         with reading(path):
             stored = read_foreign(path, records, min_size=config.min_size if config else 1)
-    return Proposals(path, stored, config.max_per_image if config else None)
+    return Proposals(path, stored, limit)
 
 
 def check_settings(path: Path, made_by: dict[str, Any], config: ProposalsConfig) -> None:
     """Raise FastRCNNError unless a file with these settings holds what `config` asks for."""
     for key in ("method", "min_size", "long_side", "max_per_image"):
         have, want = made_by.get(key), getattr(config, key)
+        if key == "max_per_image":  # a file capped at the paper's 2,000 will do where nothing else is asked for
+            want = want or min(config.search_cap, 2000)
         if have != want and not (key == "max_per_image" and isinstance(have, int) and have > want):
             raise FastRCNNError(
                 f"{path}: was made with proposals.{key} = {have}, the config says {want}; "

@@ -12,7 +12,7 @@ from fastrcnn.proposals.stored import clean
 def selective_search(image: np.ndarray, image_id: str, config: ProposalsConfig) -> np.ndarray:
     """Proposals of an image (uint8 [H, W, 3], RGB, upright): float32 [P, 4], image pixels, half open, best first.
 
-    At most config.max_per_image boxes of whole pixels, none narrower or lower than config.min_size, none twice; an
+    At most config.search_cap boxes of whole pixels, none narrower or lower than config.min_size, none twice; an
     image longer than config.long_side is searched at that size. The same image and id give the same boxes in the same
     order, everywhere.
     """
@@ -26,7 +26,7 @@ def selective_search(image: np.ndarray, image_id: str, config: ProposalsConfig) 
     boxes = search.process().reshape(-1, 4).astype(np.float32)  # x, y, width, height
     boxes[:, 2:] += boxes[:, :2]
     boxes = np.rint(boxes * np.tile(size / searched, 2)).astype(np.float32)
-    return _rank(clean(boxes, config.min_size), image_id)[: config.max_per_image]
+    return _rank(clean(boxes, config.min_size), image_id)[: config.search_cap]
 
 
 def _rank(boxes: np.ndarray, image_id: str) -> np.ndarray:

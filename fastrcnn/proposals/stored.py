@@ -124,7 +124,7 @@ def check_index(ids: Any, offsets: np.ndarray, shape: Sequence[int]) -> None:
         raise ValueError("its ids are not a list of strings")
     twice = [image_id for image_id, n in Counter(ids).items() if n > 1]
     if twice:
-        raise ValueError(f"image {twice[0]} stands in it twice")
+        raise ValueError(f"image {twice[0]} is listed twice in it")
     if offsets.shape != (len(ids) + 1,) or offsets.dtype.kind not in "iu":
         raise ValueError(f"its offsets are not {len(ids) + 1} integers for {len(ids)} images")
     if len(shape) != 2 or shape[1] != 4:
@@ -145,4 +145,4 @@ def reading(path: Path) -> Iterator[None]:
         raise FastRCNNError(f"{path}: no such proposals file; make it with tools/proposals.py") from None
     except Exception as e:  # the readers of numpy, scipy, zip and JSON raise anything from KeyError to zlib.error
         reason = " ".join(str(e).split()) or type(e).__name__
-        raise FastRCNNError(f"{path}: cannot be read: {reason}; mend it, fetch it or make it again") from e
+        raise FastRCNNError(f"{path}: cannot be read: {reason}; fix it, fetch it or make it again") from e

@@ -24,6 +24,7 @@ KEEP = 2  # if the newest is damaged, the one before takes its place
 FREE_SETTINGS = (
     *("train", "test", "output", "device", "cache_features", "feature_cache"),
     *("data.workers", "data.test", "solver.max_iterations"),
+    "proposals.max_per_image",  # the boxes themselves are in data_digest
 )
 
 

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test soak schema clean
+.PHONY: demo test types soak schema clean
 
 demo: $(VENV)/installed
 	$(BIN)/python tools/demo.py
@@ -14,6 +14,10 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/python -m pytest
+
+# A call that one of the three systems lacks is an error there.
+types: $(VENV)/installed
+	for system in linux darwin win32; do $(BIN)/mypy --platform $$system || exit 1; done
 
 # Twenty minutes: kills a training run 50 times, and gives every reader 10,000 damaged files.
 soak: $(VENV)/installed

@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import logging
+import multiprocessing
 import os
 import random
 import resource
@@ -296,6 +297,19 @@ def test_ctrl_c_while_proposals_processes_start(folder):
     started = lambda: [*folder.glob(journal)] and running(folder) >= 3  # noqa: E731
     interrupt("proposals", *args, cwd=folder, when=lambda: started() and not time.sleep(0.1))
     assert not (folder / "own.safetensors").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="counts processes under /proc")
+@pytest.mark.parametrize("wait", [0.0, 0.3, 1.0])
+def test_ctrl_c_while_spawned_loader_processes_start(folder, wait):
+    """As on Windows and macOS: they import for a second or more, and leave no traceback. Training then resumes."""
+    spawn = functools.partial(multiprocessing.set_start_method, "spawn", force=True)
+    running_before = lambda: running(folder) >= 3  # noqa: E731
+    args = ("run.yaml", "data.workers=2")
+    interrupt("train", *args, cwd=folder, when=lambda: running_before() and not time.sleep(wait), changes=[spawn])
+    run("train", *args, "--resume", cwd=folder, changes=[spawn])
+    run("train", "run.yaml", "output=unbroken", cwd=folder)
+    assert same_weights(folder / "run/model.safetensors", folder / "unbroken/model.safetensors")
 
 
 def test_ctrl_c_while_features_are_computed_keeps_those_that_are_finished(folder, tree):

@@ -1,8 +1,16 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from test_proposals import stored
 
 from fastrcnn import boxes as box_ops
 from fastrcnn import config as configs
@@ -11,6 +19,9 @@ from fastrcnn.data.loader import BatchDataset, batches
 from fastrcnn.data.sampling import plan_batch
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import read_image
+from fastrcnn.model.weights import build
+from fastrcnn.proposals.stored import write_stored
+from fastrcnn.train.feature_cache import FeatureCache
 
 NORMALISATION = (120.0, 110.0, 100.0), (50.0, 50.0, 50.0)
 
@@ -78,3 +89,60 @@ def test_an_image_that_is_gone_is_named_without_a_worker_s_traceback(dataset, tm
     dataset.images = replace(dataset.images, records=[gone])
     with pytest.raises(FastRCNNError, match=r"^[^\n]*gone\.jpg[^\n]*$"):
         list(batches(dataset, 0, 1, workers, pin_memory=False))
+
+
+@pytest.fixture
+def spawn():
+    """Loader processes as Windows and macOS start them."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_spawned_workers_read_stored_proposals_and_features(tree, tmp_path, spawn):
+    """All that a worker needs is pickled: the images, proposals mapped from their file, settings, the feature cache."""
+    config = configs.from_dict(tree | {"cache_features": True, "feature_cache": str(tmp_path / "features")})
+    images = open_data(config.data.train, config)
+    boxes = [proposals for _, proposals in images]
+    sizes = [(record.width, record.height) for record in images.records]
+    path = tmp_path / "own.safetensors"
+    write_stored(path, stored(images.ids, boxes, sizes))
+    tree["data"]["train"][0]["proposals"] = str(path)
+    images = open_data(configs.from_dict(tree).data.train, config)
+    model = build(config).eval()
+    cache = FeatureCache(images.records, config, model)
+    cache.make(model, torch.device("cpu"), threading.Event())
+    dataset = BatchDataset(images, config, *NORMALISATION, cache.features)
+    alone = list(batches(dataset, 0, 3, workers=0, pin_memory=False))
+    for a, b in zip(alone, batches(dataset, 0, 3, workers=2, pin_memory=False), strict=True):
+        assert a.ids == b.ids and a.maps and all(map(torch.equal, a.maps + a.rois, b.maps + b.rois))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="the system tells nobody of dead children")
+def test_a_dead_worker_does_not_interrupt_what_the_main_process_does(dataset):
+    """torch's own handler of SIGCHLD would raise in the middle of a step."""
+    before = signal.getsignal(signal.SIGCHLD)
+    loader = batches(dataset, 0, 100_000, workers=1, pin_memory=False)
+    next(loader)
+    assert signal.getsignal(signal.SIGCHLD) == before
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    for _ in range(100):  # a step
+        time.sleep(0.001)
+    with pytest.raises(FastRCNNError, match=r"^data.workers: DataLoader worker .*resume with --resume"):
+        list(loader)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="the system tells nobody of dead children")
+def test_torch_still_sets_the_handler_that_is_taken_back():
+    """If this fails, torch has changed, and _no_child_signal in loader.py may go."""
+    code = """
+import signal
+from torch.utils.data import DataLoader
+before = signal.getsignal(signal.SIGCHLD)
+iterator = iter(DataLoader(range(4), num_workers=1))
+assert signal.getsignal(signal.SIGCHLD) != before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

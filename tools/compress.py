@@ -4,11 +4,11 @@ from _common import parser, run
 
 
 def main() -> None:
-    args = parser(__doc__, weights="a weights file of tools/train.py")
-    args.add_argument("output", metavar="OUTPUT", help="the compressed weights file")
-    args.add_argument("--fc6", type=int, default=1024, metavar="RANK", help="rank of fc6; paper: 1024; 0 leaves it")
-    args.add_argument("--fc7", type=int, default=256, metavar="RANK", help="rank of fc7; paper: 256; 0 leaves it")
-    args = args.parse_args()
+    p = parser(__doc__, weights="a weights file of tools/train.py")
+    p.add_argument("output", metavar="OUTPUT", help="the compressed weights file")
+    p.add_argument("--fc6", type=int, default=1024, metavar="RANK", help="rank of fc6; paper: 1024; 0 leaves it")
+    p.add_argument("--fc7", type=int, default=256, metavar="RANK", help="rank of fc7; paper: 256; 0 leaves it")
+    args = p.parse_args()
 
     from fastrcnn.model.svd import ROIS, compress_weights
 

@@ -6,14 +6,12 @@ from _common import parser, run
 
 
 def main() -> None:
-    args = parser(__doc__, weights="a weights file of tools/train.py or tools/compress.py")
-    args.add_argument("images", metavar="IMAGE", nargs="+", help="pictures, or folders, with their sub-folders")
-    args.add_argument("--output", default="detections", metavar="FOLDER", help="where pictures and JSON go")
-    args.add_argument("--proposals", metavar="FILE", help="proposals of these pictures; default: selective search")
-    args.add_argument(
-        "--score", type=float, default=0.5, metavar="S", help="draw what scores at least this (default 0.5)"
-    )
-    args.add_argument(
+    p = parser(__doc__, weights="a weights file of tools/train.py or tools/compress.py")
+    p.add_argument("images", metavar="IMAGE", nargs="+", help="pictures, or folders, with their sub-folders")
+    p.add_argument("--output", default="detections", metavar="FOLDER", help="where pictures and JSON go")
+    p.add_argument("--proposals", metavar="FILE", help="proposals of these pictures; default: selective search")
+    p.add_argument("--score", type=float, default=0.5, metavar="S", help="draw what scores at least this (default 0.5)")
+    p.add_argument(
         "--format",
         choices=("json", "voc", "yolo", "coco", "csv"),
         nargs="+",
@@ -21,9 +19,9 @@ def main() -> None:
         default=[],
         help="also write what scores at least S as labels, to be corrected in a labelling tool; JSON is always written",
     )
-    args.add_argument("--device", default="auto")
-    args.add_argument("--precision", choices=("float32", "bfloat16"), help="default: the one of training")
-    args = args.parse_args()
+    p.add_argument("--device", default="auto")
+    p.add_argument("--precision", choices=("float32", "bfloat16"), help="default: the one of training")
+    args = p.parse_args()
 
     import fastrcnn
     from fastrcnn.detect.pictures import detect_pictures

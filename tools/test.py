@@ -6,10 +6,10 @@ from _common import parser, run
 
 
 def main() -> None:
-    args = parser(__doc__, config=True, weights="a weights file, or a saved detections.json to score again")
-    args.add_argument("--output", metavar="FOLDER", help="default: the results folder of the configuration's run")
-    args.add_argument("--coco", action="store_true", help="also COCO's averages over IoU thresholds, by pycocotools")
-    args = args.parse_intermixed_args()
+    p = parser(__doc__, config=True, weights="a weights file, or a saved detections.json to score again")
+    p.add_argument("--output", metavar="FOLDER", help="default: the results folder of the configuration's run")
+    p.add_argument("--coco", action="store_true", help="also COCO's averages over IoU thresholds, by pycocotools")
+    args = p.parse_intermixed_args()
 
     from fastrcnn.config_files import load
     from fastrcnn.evaluate.run import evaluate_detections, evaluate_weights

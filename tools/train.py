@@ -6,10 +6,10 @@ from _common import command, parser, run, shown
 
 
 def main() -> None:
-    args = parser(__doc__, config=True)
-    args.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this run")
-    args.add_argument("--eval-every", type=int, metavar="N", help="evaluate on data.test every N iterations")
-    args = args.parse_intermixed_args()
+    p = parser(__doc__, config=True)
+    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this run")
+    p.add_argument("--eval-every", type=int, metavar="N", help="evaluate on data.test every N iterations")
+    args = p.parse_intermixed_args()
 
     from fastrcnn.config_files import load
     from fastrcnn.evaluate.run import evaluate_weights

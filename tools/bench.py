@@ -23,7 +23,7 @@ def main() -> None:
     args.add_argument("weights", metavar="WEIGHTS", nargs="?", help="detect: a weights file")
     args.add_argument("image", metavar="IMAGE", nargs="?", help="detect: a picture")
     args.add_argument("--cached", action="store_true", help="train: from stored features")
-    args.add_argument("--rounds", type=int, default=7, help="turns whose median is told (default 7)")
+    args.add_argument("--rounds", type=int, default=7, help="turns whose median is given (default 7)")
     args.add_argument("--small", action="store_true", help="small sizes, to try this tool")
     args.add_argument("--json", action="store_true", help="print JSON")
     args = args.parse_args()
@@ -32,22 +32,22 @@ def main() -> None:
     if args.cached and args.what != "train":
         sys.exit("error: --cached goes with train")
 
-    from bench import benchmarks
+    from bench import detection, parts, training
     from bench.report import as_text, machine
 
     if args.weights:
-        result = benchmarks.own(args.weights, args.image, args.rounds)
+        result = detection.own(args.weights, args.image, args.rounds)
     elif args.cached:
-        result = benchmarks.cached(args.rounds, args.small)
+        result = training.cached(args.rounds, args.small)
     else:
         work = {
-            "detect": benchmarks.detect,
-            "train": benchmarks.train,
-            "roi_pool": benchmarks.pooling,
-            "nms": benchmarks.suppression,
-            "evaluate": benchmarks.evaluation,
-            "proposals": benchmarks.proposals,
-            "start": benchmarks.start,
+            "detect": detection.detect,
+            "train": training.train,
+            "roi_pool": parts.pooling,
+            "nms": parts.suppression,
+            "evaluate": parts.evaluation,
+            "proposals": parts.proposals,
+            "start": parts.start,
         }
         result = work[args.what](args.rounds, args.small)
     result = {"machine": machine(), **result}

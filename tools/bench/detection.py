@@ -1,0 +1,126 @@
+"""A picture on its way through the detector, beside the assembly: cases, stages and checks to print."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastrcnn
+from fastrcnn.detect import detector as detector_module
+from fastrcnn.detect.detector import Detector
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.images import image_scale, prepare_image, read_image
+from fastrcnn.model.fast_rcnn import factors
+from fastrcnn.model.roi_features import project, roi_cells, unique_rois
+from fastrcnn.proposals.selective_search import selective_search
+
+from bench.assembly import Assembly
+from bench.made import calibrate, distinct_proposals, made_network, picture
+from bench.memory import memory_of_detection, peak, save_made_network
+from bench.timing import Stages, case, medians, products, rates, staged
+
+
+def detect(rounds: int, small: bool) -> dict[str, Any]:
+    size = 256 if small else 4096
+    with tempfile.TemporaryDirectory() as folder:
+        path, proposals = picture(Path(folder)), distinct_proposals()
+        models = {name: made_network(small, name, path, proposals) for name in ("float32", "bfloat16")}
+        ranks = (16, 8) if small else (1024, 256)
+        svd, config = made_network(small, "bfloat16", path, proposals)
+        for name, rank in zip(("fc6", "fc7"), ranks, strict=True):  # of made weights, only the arithmetic counts
+            setattr(svd, name, factors(getattr(svd, name), rank))
+        models[f"bfloat16, SVD {ranks[0]}/{ranks[1]}"] = calibrate(svd, config, path, proposals), config
+        assembly = Assembly(*models["float32"]).eval()
+        detectors = {name: Detector(model, config, torch.device("cpu")) for name, (model, config) in models.items()}
+        compared = compare(detectors["float32"], assembly, path, proposals)
+        cases = {name: lambda d=d: d.detect(path, proposals) for name, d in detectors.items()}
+        cases["assembly"] = lambda: assembly_detect(assembly, detectors["float32"], path, proposals)
+        seconds = medians(rounds, {**cases, **products(size)})
+        rate = rates(seconds, size)
+        result: dict[str, Any] = {"rates": rate, "cases": {}, "stages": {}}
+        for name, detector in detectors.items():
+            precision = name.split(",")[0]
+            parts = staged(max(rounds // 2, 1), detection_stages(detector), cases[name], rate[precision])
+            result["cases"][name] = case(seconds[name], parts["gflop"], rate[precision], seconds["assembly"])
+            result["stages"][name] = parts["stages"]
+        result["cases"]["assembly, float32"] = {"ms": 1e3 * seconds["assembly"]}
+        weights = Path(folder) / "model.safetensors"
+        peak(save_made_network, small, weights)
+        result["checks"] = {
+            **compared,
+            "peak memory of detection, float32, GB": peak(memory_of_detection, weights, path),
+        }
+        return result
+
+
+def own(weights: str, image: str, rounds: int) -> dict[str, Any]:
+    """A user's network on a user's picture; proposals are found once and not timed."""
+    detector = fastrcnn.load(weights, "cpu")
+    pixels = read_image(image)
+    proposals = selective_search(pixels, Path(image).stem, detector.config.proposals)
+    seconds = medians(rounds, {"own": lambda: detector.detect(image, proposals), **products(4096)})
+    rate = rates(seconds, 4096)
+    precision = detector.model.precision
+    parts = staged(rounds, detection_stages(detector), lambda: detector.detect(image, proposals), rate[precision])
+    sides = detector.config.image
+    scale = image_scale(pixels.shape[1], pixels.shape[0], sides.test_short_side[0], sides.test_long_side)
+    cells = roi_cells(project(torch.from_numpy(proposals), scale), 1 / detector.model.stride)
+    shared = 1 - len(unique_rois(cells)[0]) / len(cells)
+    name = f"{weights}, {precision}"
+    return {
+        "rates": rate,
+        "cases": {name: case(seconds["own"], parts["gflop"], rate[precision], None)},
+        "stages": {name: parts["stages"]},
+        "checks": {"proposals": len(proposals), "share that has another's cells": shared},
+    }
+
+
+def detection_stages(detector: Any) -> Callable[[Stages], None]:
+    def install(stages: Stages) -> None:
+        stages.wrap(detector_module, "as_pixels", "decode")
+        stages.wrap(detector_module, "prepare_image", "scale")
+        for layer in detector.model.backbone:
+            stages.hook(layer, "conv")
+        stages.wrap(detector_module, "pool_for_inference", "RoI pool")
+        for stage in ("fc6", "fc7"):
+            stages.hook(getattr(detector.model, stage), stage)
+        for layer in (detector.model.cls_score, detector.model.bbox_pred):
+            stages.hook(layer, "siblings")
+        stages.wrap(detector_module, "select_detections", "NMS")
+
+    return install
+
+
+def assembly_detect(assembly: Any, detector: Any, path: Path, proposals: Any) -> Any:
+    """The assembly on the same file: our decoding and resizing, its network."""
+    pixels, sides = read_image(path), detector.config.image
+    scale = image_scale(pixels.shape[1], pixels.shape[0], sides.test_short_side[0], sides.test_long_side)
+    normalisation = detector.model.normalisation
+    image = prepare_image(pixels, scale, normalisation.mean, normalisation.std).contiguous()
+    assembly.place([torch.from_numpy(proposals)], scale)
+    with torch.inference_mode():
+        return assembly.detect(image, scale)
+
+
+def compare(detector: Any, assembly: Any, path: Path, proposals: Any) -> dict[str, Any]:
+    """Both must find the same: same number, class by class one to one, boxes (pixels) and scores within 1e-3."""
+    found = detector.detect(path, proposals)
+    boxes, classes, scores = assembly_detect(assembly, detector, path, proposals)
+    furthest, left = [0.0], list(range(len(scores)))
+    for box, name, score in zip(*map(torch.from_numpy, (found.boxes, found.classes, found.scores)), strict=True):
+        far = [
+            (max(float((box - boxes[i]).abs().max()), float((score - scores[i]).abs())), i)
+            for i in left
+            if classes[i] == name
+        ]
+        if far:
+            furthest.append(min(far)[0])
+            left.remove(min(far)[1])
+    if len(found.scores) != len(scores) or left or max(furthest) > 1e-3:
+        raise FastRCNNError(
+            f"the assembly finds {len(scores)} objects, we find {len(found.scores)}; furthest {max(furthest)}: "
+            "times of different things say nothing"
+        )
+    return {"detections, the same in both": len(scores), "furthest apart (pixels, scores)": max(furthest)}

@@ -1,0 +1,85 @@
+"""A step of training, beside the assembly, and from stored features: cases, stages and checks to print."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.assembly import Assembly
+from bench.made import Training, made_config
+from bench.memory import memory_of_training, peak
+from bench.timing import case, medians, products, rates, staged
+
+
+def train(rounds: int, small: bool) -> dict[str, Any]:
+    size = 256 if small else 4096
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {name: Training(Path(folder), made_config(small, name)) for name in ("float32", "bfloat16")}
+        batch = runs["float32"].batch(0)
+        assembly = Assembly(runs["float32"].model, runs["float32"].config).train()
+        optimizer = torch.optim.SGD([p for p in assembly.parameters() if p.requires_grad], 1e-6, 0.9, weight_decay=5e-4)
+        assembly.place(batch.rois, batch.scales[0])
+        images = [image.contiguous() for image in batch.images]
+        targets = [
+            {"boxes": rois[:4] * batch.scales[0], "labels": torch.ones(4, dtype=torch.int64)} for rois in batch.rois
+        ]
+
+        def assembly_step() -> None:
+            losses = assembly(images, targets)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+
+        cases = {name: lambda t=t: t.step(batch) for name, t in runs.items()}
+        seconds = medians(rounds, {**cases, "assembly": assembly_step, **products(size)})
+        rate = rates(seconds, size)
+        result: dict[str, Any] = {"rates": rate, "cases": {}, "stages": {}}
+        for name, training in runs.items():
+            parts = staged(max(rounds // 2, 1), training.stages, cases[name], rate[name])
+            result["cases"][name] = case(seconds[name], parts["gflop"], rate[name], seconds["assembly"])
+            result["stages"][name] = parts["stages"]
+        result["cases"]["assembly, float32"] = {"ms": 1e3 * seconds["assembly"]}
+        loading = runs["float32"].loading()
+        step = torch.get_num_threads() * seconds["bfloat16"]
+        steps, tiny_steps = (3, 20) if small else (20, 300)
+        highest, growth = peak(memory_of_training, small, steps)
+        tiny_growth = peak(memory_of_training, True, tiny_steps)[1]
+        result["checks"] = {
+            "loader, CPU ms a batch": 1e3 * loading,
+            "loader / CPU time of a bfloat16 step": loading / step,
+            "peak memory of training, float32, GB": highest,
+            f"growth over {steps} iterations, MB": 1e3 * growth,
+            f"growth over {tiny_steps} iterations of the tiny network, MB": 1e3 * tiny_growth,
+        }
+        return result
+
+
+def cached(rounds: int, small: bool) -> dict[str, Any]:
+    """A step from stored features beside one that computes them: conv5 trained, and fully connected layers only."""
+    size = 256 if small else 4096
+    result: dict[str, Any] = {"cases": {}, "stages": {}, "checks": {}}
+    names = {"conv5 trained": None, "fc only": "conv3_2" if small else "conv5_3"}
+    with tempfile.TemporaryDirectory() as folder:
+        cases, runs = {}, {}
+        for name, frozen in names.items():
+            config = made_config(small, "bfloat16", cached=True)
+            config.model.freeze_up_to = frozen or config.model.freeze_up_to
+            training = Training(Path(folder), config)
+            plain, stored = training.batch(0), training.stored_batch(0)
+            losses = [Training(Path(folder), config).step(b)["loss"] for b in (plain, stored)]
+            result["checks"][f"{name}: the same loss, bit for bit"] = losses[0] == losses[1]
+            runs[name] = training
+            cases[f"{name}, plain"] = lambda t=training, b=plain: t.step(b)
+            cases[f"{name}, stored"] = lambda t=training, b=stored: t.step(b)
+        seconds = medians(rounds, {**cases, **products(size)})
+        rate = rates(seconds, size)
+        for name, training in runs.items():
+            work = cases[f"{name}, stored"]
+            parts = staged(max(rounds // 2, 1), training.stages, work, rate["bfloat16"])
+            told = case(seconds[f"{name}, stored"], parts["gflop"], rate["bfloat16"], None)
+            told["times as fast as without"] = seconds[f"{name}, plain"] / seconds[f"{name}, stored"]
+            result["cases"][f"{name}, from stored features"] = told
+            result["cases"][f"{name}, without"] = {"ms": 1e3 * seconds[f"{name}, plain"]}
+            result["stages"][f"{name}, from stored features"] = parts["stages"]
+    return {"rates": rate, **result}

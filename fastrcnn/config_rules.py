@@ -99,9 +99,10 @@ class Fault:
     def __init__(self, error: ErrorDetails, section: type[Section]):
         self.section, self.context = section, error.get("ctx", {})
         self.kind, self.value = error["type"], self.context.get("value", error["input"])
-        self.location = [*error["loc"], *([self.context["key"]] if "key" in self.context else [])]
+        where = [part for part in error["loc"] if not str(part).startswith("<")]  # tags of the kinds a key may have
+        self.location = [*where, *([self.context["key"]] if "key" in self.context else [])]
         self.key = ".".join(map(str, self.location))
-        self.others = [".".join(map(str, [*error["loc"], other])) for other in self.context.get("others", ())]
+        self.others = [".".join(map(str, [*where, other])) for other in self.context.get("others", ())]
         self.unknown = self.kind in ("extra_forbidden", "invalid_key", "no_such_attribute")
 
     def sentence(self) -> str:
@@ -109,7 +110,7 @@ class Fault:
         name, schema = self.section.model_config.get("title"), self.section.model_json_schema()
         start = f"{name}." if name else ""
         if self.unknown:
-            known = _node(schema, self.location[:-1])["properties"]
+            known = _below(_node(schema, self.location[:-1]), schema)["properties"]
             near = difflib.get_close_matches(str(self.location[-1]), known, n=1, cutoff=0.0)[0]
             nearest = ".".join(map(str, [*self.location[:-1], near]))
             return f"unknown key {start}{self.key}; the nearest valid key is {start}{nearest}"
@@ -139,19 +140,35 @@ def _node(schema: dict[str, Any], location: Sequence[int | str]) -> dict[str, An
     """The part of a JSON schema that describes a location; references are followed."""
     node = schema
     for part in location:
-        node = node["items"] if "items" in node else node["properties"][part]
+        below = _below(node, schema)
+        node = below["items"] if isinstance(part, int) else below["properties"][part]
         node = schema["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
     return node
 
 
+def _below(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """The items and properties that a node may have."""
+    return {key: kind[key] for kind in _kinds(node, schema) for key in ("items", "properties") if key in kind}
+
+
+def _kinds(node: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """The kinds of value that a node allows: itself, or several."""
+    if "$ref" in node:
+        return _kinds(schema["$defs"][node["$ref"].rpartition("/")[2]], schema)
+    several = node.get("anyOf") or node.get("oneOf") or []
+    return [kind for n in several for kind in _kinds(n, schema)] or [node]
+
+
 def _rule(node: dict[str, Any], schema: dict[str, Any]) -> str:
     """What a value must be, from the JSON schema of its field."""
-    if "anyOf" in node:
-        return " or ".join(_rule(n, schema) for n in node["anyOf"])
+    kinds = _kinds(node, schema)
+    if len(kinds) > 1:
+        return " or ".join(_rule(kind, schema) for kind in kinds)
     if "enum" in node:
         return "one of " + ", ".join(map(str, node["enum"]))
     if node.get("type") == "array":
-        count = f" of {node['minItems']}" if node.get("minItems", 1) == node.get("maxItems") else ""
+        least, most = node.get("minItems"), node.get("maxItems")
+        count = f" of {least}" + (f" to {most}" if least != most else "") if least and most else ""
         return f"a list{count}, each item {_rule(node['items'], schema)}"
     names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
     names |= {"string": "text that is not empty"}

@@ -52,6 +52,24 @@ def test_every_field_says_what_it_is_and_sections_are_named_by_their_key():
 
 
 MISTAKES = [
+    ({"data": {"train": [{"split": []}]}}, "data.train.0.split is []; it must be text that is not empty or a list"),
+    ({"data": {"train": [{"split": ["a", 3]}]}}, "data.train.0.split.1 is 3; it must be text that is not empty"),
+    (
+        {"data": {"train": [{"split": {"part": "val", "of": [0.8, 0.2]}}]}},
+        "data.train.0.split.part is 'val'; it must be one of train, test",
+    ),
+    (
+        {"data": {"train": [{"split": {"part": "train", "of": [0.8, 0.1]}}]}},
+        "data.train.0.split.of is [0.8, 0.1]; it must be two or three shares whose sum is 1",
+    ),
+    (
+        {"data": {"train": [{"split": {"prt": "train", "of": [0.8, 0.2]}}]}},
+        "unknown key data.train.0.split.prt; the nearest valid key is data.train.0.split.part",
+    ),
+    (
+        {"data": {"train": [{"split": {"part": "train"}}]}},
+        "data.train.0.split.of is missing; it must be a list of 2 to 3, each item a number",
+    ),
     ({"clases": ["a"]}, "unknown key clases; the nearest valid key is classes"),
     ({"solver": {"max_iteration": 1}}, "unknown key solver.max_iteration; the nearest valid key is solver.max_iter"),
     (

@@ -217,7 +217,7 @@ def with_own_proposals(folder):
 
 
 def test_two_runs_of_the_proposals_tool_on_one_file(folder):
-    args = ("run.yaml", *with_own_proposals(folder), "--limit", "1")
+    args = ("run.yaml", *with_own_proposals(folder), "data.limit=1")
     first = begin("proposals", *args, cwd=folder)
     wait_until(lambda: [*folder.glob("own.safetensors.*.partial")], first)
     os.killpg(first.pid, signal.SIGSTOP)

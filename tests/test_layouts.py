@@ -85,9 +85,7 @@ def test_missing_pieces_are_named(tmp_path):
     expect_error(lambda: read(dataset), "b.jpg", "b.png", "suffix")
     (tmp_path / "JPEGImages" / "b.png").unlink()
     (tmp_path / "Annotations" / "a.xml").unlink()
-    expect_error(
-        lambda: read(dataset), tmp_path / "Annotations" / "a.xml", "no such annotation", f"drop a from {listing}"
-    )
+    expect_error(lambda: read(dataset), "a.jpg", f"no a.xml in {tmp_path / 'Annotations'}", "on_unlabelled_image: skip")
     dataset.split = "val"
     expect_error(lambda: read(dataset), "val.txt", "no such list")
     dataset.root = str(tmp_path / "elsewhere")

@@ -332,7 +332,7 @@ def test_tool_prints_recall_of_each_set(tmp_path, in_threads, monkeypatch, capsy
         f"classes: [box]\ndata:\n  train: [&set {{{common}/p.safetensors}}]\n  test: [*set, {{{common}/own.json}}]\n"
     )
     monkeypatch.syspath_prepend(TOOL.parent)
-    monkeypatch.setattr(sys, "argv", ["proposals.py", str(config), "--limit", "2", "--processes", "1"])
+    monkeypatch.setattr(sys, "argv", ["proposals.py", str(config), "data.limit=2", "--processes", "1"])
     runpy.run_path(str(TOOL))["main"]()
     assert in_threads == ["000", "001"]
     lines = capsys.readouterr().out.splitlines()
@@ -341,7 +341,7 @@ def test_tool_prints_recall_of_each_set(tmp_path, in_threads, monkeypatch, capsy
         assert line.startswith(f"{key} ({tmp_path}/images): {tmp_path}/p.safetensors: ")
         assert line.endswith(f" boxes an image in 2 images; {covered}")
     assert lines[2].endswith(
-        "own.json: 1 boxes an image in 3 images; recall of 3 objects 1.000 at IoU 0.5, 0.000 at IoU 0.7 "
+        "own.json: 1 boxes an image in 2 images; recall of 2 objects 1.000 at IoU 0.5, 0.000 at IoU 0.7 "
         "(0 difficult ones left out)"
     )
     config.write_text("classes: [box]\ndata: {train: [{format: folder, root: x}], test: []}\n")

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastrcnn.annotations.pictures import Pictures, files_below, image_id
+from fastrcnn.annotations.folders import files_below
+from fastrcnn.annotations.pictures import Pictures
 from fastrcnn.errors import FastRCNNError
 
 
@@ -30,11 +31,6 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "set" / "loop").symlink_to(tmp_path / "set")
     assert sorted(files_below(tmp_path / "set")) == ["b.jpg", "link/a.jpg"]
-
-
-@pytest.mark.parametrize(("name", "expected"), [("a.jpg", "a"), ("x/a.b.png", "x/a.b"), ("x.y/a", "x.y/a")])
-def test_an_id_is_the_name_without_its_suffix(name, expected):
-    assert image_id(name) == expected
 
 
 def test_the_longest_end_serves_then_the_nearest_folder(tmp_path):

@@ -12,9 +12,6 @@ from _common import parser, run
 def arguments() -> argparse.Namespace:
     p = parser(__doc__, config=True)
     p.add_argument("--processes", type=int, metavar="N", help="how many images at a time; all cores by default")
-    p.add_argument(
-        "--limit", type=int, metavar="N", help="make those of the first N images of each data set only, for a trial"
-    )
     return p.parse_intermixed_args()
 
 
@@ -38,9 +35,7 @@ def main() -> None:
                     f"{args.config}: {key}.proposals is not set; name a file, such as proposals.safetensors"
                 )
             records = read_data_sets([dataset], config.data, config.classes)
-            if dataset.proposals.endswith(".safetensors"):
-                records = records[: args.limit]
-            by_path.setdefault(dataset.proposals, {})[f"{key} ({dataset.split or dataset.root})"] = records
+            by_path.setdefault(dataset.proposals, {})[f"{key} ({dataset.label})"] = records
 
     for path, sets in by_path.items():
         if path.endswith(".safetensors"):

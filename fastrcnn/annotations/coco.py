@@ -6,20 +6,18 @@ difficult: both leave an object out of the score. Key points, captions and areas
 
 import json
 import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastrcnn.annotations.coco_file import CocoFile, Entry, id_key, read_coco_file
 from fastrcnn.annotations.folders import image_id, is_picture
 from fastrcnn.annotations.objects import check_box, check_class, no_box, read_size, unreadable
 from fastrcnn.annotations.pictures import Pictures
 from fastrcnn.annotations.problems import Outcome, Problem
-from fastrcnn.annotations.recognise import kind_of_json
 from fastrcnn.annotations.records import ImageRecord, Object, make_record
 from fastrcnn.annotations.splits import Found, Listing, Source
 from fastrcnn.config import DataConfig, DataSetConfig
@@ -33,27 +31,29 @@ def list_coco(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) -
     Raises FastRCNNError when the folder is missing, or there is no one COCO file.
     """
     pictures = Pictures(Path(dataset.root))
-    file = _read_file(_json_file(dataset, pictures))
-    listing = Listing([], list(file.problems))
+    listing = Listing([], [])
     used = set()
-    for entry in file.images:
-        path = pictures.root / entry.name.replace("\\", "/")
-        try:
-            below, path = pictures.find(entry.name, _near(file.path, pictures.root))
-            read = partial(_read_image, entry, image_id(below), path, file, data, index)
-            used.add((path, below))
-        except FastRCNNError as e:
-            read = partial(unreadable, Problem("missing image", path, None, f"{e}; {file.path} names it"), data)
-        listing.sources.append(Source(path, read))
-    listing.problems.extend(_unnamed(pictures, used, file.path))
+    paths = [_json_file(dataset, pictures, name) for name in dataset.split_names or [""]]
+    for file in map(read_coco_file, dict.fromkeys(paths)):
+        listing.problems.extend(file.problems)
+        for entry in file.images:
+            path = pictures.root / entry.name.replace("\\", "/")
+            try:
+                below, path = pictures.find(entry.name, _near(file.path, pictures.root))
+                read: Callable[[], Found] = partial(_read_image, entry, image_id(below), path, file, data, index)
+                used.add((path, below))
+            except FastRCNNError as e:
+                read = partial(unreadable, Problem("missing image", path, None, f"{e}; {file.path} names it"), data)
+            listing.sources.append(Source(path, read))
+    listing.problems.extend(_unnamed(pictures, used, paths[0]))
     return listing
 
 
-def _json_file(dataset: DataSetConfig, pictures: Pictures) -> Path:
+def _json_file(dataset: DataSetConfig, pictures: Pictures, split: str) -> Path:
     """`annotations` if it is set, else the only JSON file in root, root/annotations or the folder of the split."""
     if dataset.annotations:
         return Path(dataset.annotations)
-    root, split = pictures.root, dataset.split or ""
+    root = pictures.root
     folders = {"", "annotations", split}
     found = [name for name in pictures.names.values() if name.endswith(".json") and name.rpartition("/")[0] in folders]
     found = [name for name in found if root / name != Path(dataset.proposals or "")]
@@ -105,127 +105,6 @@ def _folder_of(name: str, below: str) -> str:
     return name[: len(name) - len(below)]
 
 
-# ---- the file
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One image of a COCO file."""
-
-    name: str  # file_name
-    size: tuple[Any, Any]  # width and height as the file has them
-    annotations: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class CocoFile:
-    path: Path
-    images: list[Entry]
-    names: dict[str, str]  # of the categories, by id
-    problems: list[Problem]  # of what belongs to no one image
-
-
-def _read_file(path: Path) -> CocoFile:
-    """Raises FastRCNNError when the file is no COCO data set."""
-    tree = _load(path)
-    problems: list[Problem] = []
-    names = _categories(tree["categories"], path, problems)
-    by_image: dict[str | None, list[dict[str, Any]]] = {}
-    images = _images(tree["images"], path, problems, by_image)
-    lost: list[Any] = []
-    for annotation in tree["annotations"]:
-        key = _key(annotation.get("image_id")) if isinstance(annotation, dict) else None
-        by_image.get(key, lost).append(annotation)
-    if lost:
-        first = lost[0].get("image_id") if isinstance(lost[0], dict) else lost[0]
-        text = f"{len(lost)} of its annotations are of images that it does not list, the first of {first!r:.60}"
-        problems.append(Problem("annotation without image", path, None, text, "ignored"))
-    _check_ids(tree["annotations"], path, problems)
-    return CocoFile(path, images, names, problems)
-
-
-def _load(path: Path) -> dict[str, list[Any]]:
-    try:
-        tree = json.loads(path.read_bytes(), object_hook=_without_mask)
-    except FileNotFoundError:
-        raise FastRCNNError(f"{path}: no such file; check `annotations` of the data set") from None
-    except OSError as e:
-        raise FastRCNNError(f"{path}: cannot be read: {e.strerror}; set `annotations` to a JSON file") from None
-    except (ValueError, RecursionError) as e:
-        raise FastRCNNError(f"{path}: is not JSON: {e}; export it again as COCO") from None
-    if not isinstance(tree, dict) or not all(
-        isinstance(tree.get(key), list) for key in ("images", "annotations", "categories")
-    ):
-        text = f"{path}: is not a COCO data set with lists of images, annotations and categories"
-        what = kind_of_json(tree, path)
-        raise FastRCNNError(f"{text}; {what if what and what != 'coco' else 'export it as COCO'}")
-    return tree
-
-
-def _without_mask(node: dict[str, Any]) -> dict[str, Any]:
-    """Masks, which are most of a file, are dropped where there is a box."""
-    if node.get("bbox"):
-        node.pop("segmentation", None)
-    return node
-
-
-def _key(value: Any) -> str | None:
-    """An id as it is compared: 7, 7.0 and "7" are one. None for what is no id."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else None
-
-
-def _categories(entries: list[Any], path: Path, problems: list[Problem]) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for number, entry in enumerate(entries, start=1):
-        key, name = (_key(entry.get("id")), entry.get("name")) if isinstance(entry, dict) else (None, None)
-        if key is None or not isinstance(name, str):
-            text = "has no id and name; write both"
-            problems.append(Problem("bad category", path, f"category {number} of its list", text))
-        elif names.setdefault(key, name) != name:
-            text = f"is both {names[key]!r} and {name!r}; number the categories anew, and their annotations"
-            problems.append(Problem("bad category", path, f"category {key}", text))
-    for name, count in Counter(map(str.strip, names.values())).items():
-        if count > 1:
-            text = f"{count} of its categories are named {name!r}; they are one class"
-            problems.append(Problem("category listed twice", path, None, text, "noted"))
-    return names
-
-
-def _images(
-    entries: list[Any], path: Path, problems: list[Problem], by_image: dict[str | None, list[dict[str, Any]]]
-) -> list[Entry]:
-    """The images, each with the list in `by_image` that its annotations go to."""
-    images: dict[str, Entry] = {}
-    names: set[str] = set()
-    for number, entry in enumerate(entries, start=1):
-        key, name = (_key(entry.get("id")), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
-        where = f"image {name}" if isinstance(name, str) else f"image {number} of its list"
-        if key is None or not isinstance(name, str) or not name:
-            problems.append(Problem("bad image entry", path, where, "has no id and file_name; write both"))
-        elif key in images and images[key].name != name:
-            text = f"has the id {key} of {images[key].name}: whose objects are whose is not known; number them anew"
-            problems.append(Problem("duplicate id", path, where, text))
-        elif key not in images and name in names:
-            text = f"is listed under two ids, the second {key}; join its annotations under one"
-            problems.append(Problem("duplicate id", path, where, text))
-        elif key in images:
-            problems.append(Problem("image listed twice", path, where, "is listed twice; it is read once", "noted"))
-        else:
-            images[key] = Entry(name, (entry.get("width"), entry.get("height")), by_image.setdefault(key, []))
-            names.add(name)
-    return list(images.values())
-
-
-def _check_ids(annotations: list[Any], path: Path, problems: list[Problem]) -> None:
-    keys = Counter(_key(a.get("id")) for a in annotations if isinstance(a, dict))
-    twice = [key for key, count in keys.items() if count > 1 and key is not None]
-    if twice:
-        text = f"{len(twice)} ids of annotations are listed twice, such as {twice[0]}; all these annotations are read"
-        problems.append(Problem("annotation id twice", path, None, text, "noted"))
-
-
 # ---- one image
 
 
@@ -261,7 +140,7 @@ def _read_object(
     data: DataConfig,
     index: dict[str, int],
 ) -> tuple[Object | None, list[Problem]]:
-    category = _key(annotation.get("category_id"))
+    category = id_key(annotation.get("category_id"))
     if category not in file.names:
         outcome: Outcome = "ignored" if data.on_unknown_class == "ignore" else "error"
         text = f"its category_id {annotation.get('category_id')!r:.60} is not among the categories; add it there"
@@ -322,7 +201,8 @@ def write_coco(records: Sequence[ImageRecord], classes: Sequence[str], folder: P
     Returns the folder where the pictures belong, folder/<split>, under their ids with their suffixes. Raises
     FastRCNNError as atomic_write does.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, record in enumerate(records, start=1):
         name = record.id + record.path.suffix
         images.append({"id": number, "file_name": name, "width": record.width, "height": record.height})

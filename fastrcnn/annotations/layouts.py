@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from fastrcnn.annotations.download import download_voc
 from fastrcnn.annotations.folders import OTHER_PICTURES, files_below, image_id, is_picture, kinds, suffix
@@ -37,7 +38,7 @@ class Layout:
 
     images: Path  # folder
     annotations: Path  # folder
-    listing: Path | None  # text file of ids; None: all that is in the folders
+    listings: tuple[Path, ...]  # text files of ids; none: all that is in the folders
     voc: bool  # every image has an XML file, unless none has; in a folder, no XML file means no objects
     annotated: bool = True  # False: no image has an XML file
 
@@ -58,18 +59,16 @@ def list_files(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) 
 def _list_files(dataset: DataSetConfig) -> tuple[Layout, list[ListedImage], list[Problem]]:
     """The layout, the images, and remarks on the set as a whole."""
     layout = _layout(dataset)
-    if dataset.download and layout.listing and not layout.listing.exists():
-        download_voc(Path(dataset.root), dataset.split)
+    for listing in layout.listings:
+        if dataset.download and not listing.exists():
+            download_voc(Path(dataset.root), listing.stem)
     below = files_below(layout.images)
     names = [name for name in below if is_picture(name)]
     if not names:
         there = f" but {kinds(below)}" if below else ""
         raise FastRCNNError(f"{layout.images}: holds no pictures{there}; check the root of the data set")
     xmls = _xml_files(layout, below)
-    if layout.listing is None:
-        chosen, problems = _all_pictures(names), _unread(layout, below)
-    else:
-        chosen, problems = _listed_pictures(layout, layout.listing, names)
+    chosen, problems = _listed(layout, names) if layout.listings else (_all_pictures(names), _unread(layout, below))
     annotations = match_annotations(names, xmls)
     images = [
         ListedImage(
@@ -79,7 +78,7 @@ def _list_files(dataset: DataSetConfig) -> tuple[Layout, list[ListedImage], list
         )
         for identity, pictures in chosen
     ]
-    if layout.listing is None and annotations:
+    if not layout.listings and annotations:
         problems += _other_annotations(layout, set(xmls) - set(annotations.values()))
     if not any(image.annotation for image in images):
         problems.append(_without_annotations(layout, len(images), len(xmls)))
@@ -90,10 +89,9 @@ def _list_files(dataset: DataSetConfig) -> tuple[Layout, list[ListedImage], list
 def _layout(dataset: DataSetConfig) -> Layout:
     root = Path(dataset.root)
     if dataset.format == "voc":
-        listing = root / "ImageSets" / "Main" / f"{dataset.split}.txt"
-        return Layout(root / "JPEGImages", root / "Annotations", listing, voc=True)
-    listing = Path(dataset.split) if dataset.split else None
-    return Layout(root, Path(dataset.annotations or dataset.root), listing, voc=False)
+        listings = tuple(root / "ImageSets" / "Main" / f"{name}.txt" for name in dataset.split_names)
+        return Layout(root / "JPEGImages", root / "Annotations", listings, voc=True)
+    return Layout(root, Path(dataset.annotations or dataset.root), tuple(map(Path, dataset.split_names)), voc=False)
 
 
 def _xml_files(layout: Layout, below_images: list[str]) -> list[str]:
@@ -115,6 +113,22 @@ def _all_pictures(names: Sequence[str]) -> Chosen:
     for name in names:
         by_id.setdefault(image_id(name), []).append(name)
     return sorted(by_id.items())
+
+
+def _listed(layout: Layout, names: Sequence[str]) -> tuple[Chosen, list[Problem]]:
+    """The images of all lists, joined; each once."""
+    joined: dict[tuple[str, ...], tuple[str, list[str]]] = {}  # by id and pictures
+    problems: list[Problem] = []
+    for listing in layout.listings:
+        chosen, new = _listed_pictures(layout, listing, names)
+        new_ones = {(identity, *pictures): (identity, pictures) for identity, pictures in chosen}
+        doubled = [key[0] for key in new_ones if key in joined]
+        if doubled:
+            text = f"{len(doubled)} of its images are in a list before it; each counts once (the first: {doubled[0]})"
+            new.append(Problem("listed twice", listing, None, text, "noted"))
+        joined |= new_ones
+        problems += new
+    return list(joined.values()), problems
 
 
 def _listed_pictures(layout: Layout, listing: Path, names: Sequence[str]) -> tuple[Chosen, list[Problem]]:
@@ -191,7 +205,7 @@ def _read_listed(listed: ListedImage, layout: Layout, data: DataConfig, index: d
     """The record of one image and what is wrong with it; no record when a file is missing or unreadable."""
     problem = _check_files(listed, layout)
     if problem is not None:
-        return unreadable(problem, data)
+        return (None, [problem]) if problem.kind == "duplicate id" else unreadable(problem, data)
     path = listed.images[0]
     size, problems = read_size(path, data)
     if size is None:
@@ -200,7 +214,8 @@ def _read_listed(listed: ListedImage, layout: Layout, data: DataConfig, index: d
         record = make_record(listed.id, path, *size, [], None)
         if not layout.annotated:
             return record, []
-        return unlabelled(record, f"no {listed.id}.xml in {layout.annotations}", data)
+        usual: Literal["error", "empty"] = "error" if layout.voc else "empty"
+        return unlabelled(record, f"no {listed.id}.xml in {layout.annotations}", data, usual)
     try:
         objects, problems = read_objects(listed.annotation, size, data, index)
     except FastRCNNError as e:
@@ -210,7 +225,7 @@ def _read_listed(listed: ListedImage, layout: Layout, data: DataConfig, index: d
 
 
 def _check_files(listed: ListedImage, layout: Layout) -> Problem | None:
-    """Whether there is one image, and an XML file where there must be one."""
+    """Whether there is one image."""
     if not listed.images:
         path = layout.images / (listed.id if suffix(listed.id) in {*SUFFIXES, *OTHER_PICTURES} else f"{listed.id}.jpg")
         if path.exists() and suffix(path.name) in OTHER_PICTURES:
@@ -218,7 +233,7 @@ def _check_files(listed: ListedImage, layout: Layout) -> Problem | None:
         if path.exists():
             text = f"no such image in {layout.images}, the folder of the set; set `root` to one that holds all"
             return Problem("missing image", path, None, text)
-        text = f"no such image; restore it or drop {listed.id} from {layout.listing}"
+        text = f"no such image; restore it or drop {listed.id} from {layout.listings[0]}"
         return Problem("missing image", path, None, text)
     if len(listed.images) > 1:
         others = ", ".join(path.name for path in listed.images[1:])
@@ -227,7 +242,4 @@ def _check_files(listed: ListedImage, layout: Layout) -> Problem | None:
             "mean with its suffix in a list of images (`split`), or move the other to another folder"
         )
         return Problem("duplicate id", listed.images[0], None, text)
-    if listed.annotation is None and layout.voc and layout.annotated:
-        text = f"no such annotation; restore it or drop {listed.id} from {layout.listing}"
-        return Problem("missing annotation", layout.annotations / f"{listed.id}.xml", None, text)
     return None

@@ -5,7 +5,9 @@
 
 import difflib
 import functools
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import DataConfig
 from fastrcnn.detections import plain_name
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.images import image_size
+from fastrcnn.images import image_size, read_image
 
 TINY = 4  # image pixels: an object with a shorter side is more often a slip of the mouse than an object
 ROUNDING = 1e-5  # image pixels: a box that leaves its image by no more ends on the edge
@@ -104,19 +106,31 @@ def _fix(box: np.ndarray, size: tuple[int, int], on_bad_box: str) -> tuple[np.nd
 def read_size(path: Path, data: DataConfig) -> tuple[tuple[int, int] | None, list[Problem]]:
     """(width, height) of an upright image; None, and why, when its file is missing or unreadable."""
     try:
-        return image_size(path), []
+        size = image_size(path)
+        if data.on_unreadable_image == "skip":
+            read_image(path)  # that training never meets one that it cannot decode
+        return size, []
     except FastRCNNError as e:
         kind = "unreadable image" if path.exists() else "missing image"
         return None, unreadable(Problem(kind, path, None, str(e).removeprefix(f"{path}: ")), data)[1]
 
 
-def unreadable(problem: Problem, data: DataConfig) -> tuple[None, list[Problem]]:
+def unreadable(problem: Problem, data: DataConfig) -> tuple[ImageRecord | None, list[Problem]]:
     """What a reader gives for an image without a file that can be read."""
-    return None, [problem]
+    if data.on_unreadable_image == "skip":
+        return None, [replace(problem, outcome="skipped")]
+    return None, [replace(problem, text=f"{problem.text}, or set data.on_unreadable_image: skip")]
 
 
-def unlabelled(record: ImageRecord, text: str, data: DataConfig) -> tuple[ImageRecord | None, list[Problem]]:
-    """What a reader gives for an image without annotations."""
-    return record, [
-        Problem("missing annotation", record.path, None, f"{text}: taken as an image without objects", "noted")
-    ]
+def unlabelled(
+    record: ImageRecord, text: str, data: DataConfig, usual: Literal["error", "empty"] = "empty"
+) -> tuple[ImageRecord | None, list[Problem]]:
+    """What a reader gives for an image without annotations; `usual` is the way of its format."""
+    choice = data.on_unlabelled_image or usual
+    if choice == "error":
+        text += "; restore or make it, or set data.on_unlabelled_image: skip or empty"
+        return None, [Problem("missing annotation", record.path, None, text)]
+    if choice == "skip":
+        return None, [Problem("missing annotation", record.path, None, f"{text}: left out", "skipped")]
+    text += ": taken as an image without objects"
+    return record, [Problem("missing annotation", record.path, None, text, "noted")]

@@ -17,7 +17,7 @@ from fastrcnn.annotations.layouts import list_files
 from fastrcnn.annotations.problems import Problem, duplicate_id_problem, log_problems
 from fastrcnn.annotations.recognise import recognise
 from fastrcnn.annotations.records import ImageRecord, class_index
-from fastrcnn.annotations.splits import Found, Listing
+from fastrcnn.annotations.splits import Found, Listing, choose
 from fastrcnn.annotations.yolo import list_yolo
 from fastrcnn.config import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
@@ -76,7 +76,8 @@ def read_data_set(dataset: DataSetConfig, data: DataConfig, index: dict[str, int
         raise FastRCNNError(f"{e}; {other}" if other and other not in str(e) else str(e)) from None
     if listing.problems:
         yield None, listing.problems
-    for source in tqdm(listing.sources, desc="annotations", unit="image", leave=False, delay=1):
+    sources = choose(listing.sources, dataset, data)
+    for source in tqdm(sources, desc="annotations", unit="image", leave=False, delay=1):
         record, problems = source.read()
         yield record, problems
         images += 1
@@ -90,4 +91,4 @@ def read_data_set(dataset: DataSetConfig, data: DataConfig, index: dict[str, int
 
 def image_paths(dataset: DataSetConfig, data: DataConfig) -> list[Path]:
     """The image files of a data set, without opening any. Raises FastRCNNError as read_data_set does."""
-    return [source.path for source in FORMATS[dataset.format](dataset, data, {}).sources]
+    return [source.path for source in choose(FORMATS[dataset.format](dataset, data, {}).sources, dataset, data)]

@@ -51,7 +51,7 @@ def find_names(dataset: DataSetConfig) -> Names:
         if names is None:
             raise FastRCNNError(f"{given}: is not a data.yaml with names of classes; set `annotations` to one that is")
         return names
-    near = [root, root / "labels", root / "data", *(root / part for part in (dataset.split, *PARTS) if part)]
+    near = [root, root / "labels", root / "data", *(root / part for part in (*dataset.split_names, *PARTS))]
     near += [given, given.parent, given.parent.parent] if dataset.annotations else []
     near = list(dict.fromkeys(near))
     for folder in near:
@@ -165,22 +165,23 @@ def _listed(listing: Path, root: Path) -> list[tuple[str, Path]]:
 
 
 def _places(dataset: DataSetConfig, names: Names) -> tuple[list[Path], list[Problem]]:
-    """The folders and lists of the part that `split` names, or of the only one."""
-    root, split = Path(dataset.root), dataset.split
+    """The folders and lists of the parts that `split` names; without names the only ones, or all to choose from."""
+    root, chosen = Path(dataset.root), dataset.split_names
     parts = dict(names.parts) or {part: [str(place)] for part in PARTS if (place := _folder_of(root, part))}
-    if split and not parts.get(split):
-        other = {"val": "valid", "valid": "val"}.get(split, split)
-        place = _folder_of(root, split)
-        parts[split] = parts.get(other) or ([str(place)] if place else [])
-        if not parts[split]:
+    for part in chosen:
+        other = {"val": "valid", "valid": "val"}.get(part, part)
+        place = _folder_of(root, part)
+        parts[part] = parts.get(part) or parts.get(other) or ([str(place)] if place else [])
+        if not parts[part]:
             known = ", ".join(part for part in parts if parts[part]) or "none"
-            raise FastRCNNError(f"{root}: has no part {split}; its parts: {known}; check the split of the data set")
-    if not parts or (dataset.annotations and Path(dataset.annotations).is_dir() and not split):
+            raise FastRCNNError(f"{root}: has no part {part}; its parts: {known}; check the split of the data set")
+    labels_apart = dataset.annotations is not None and Path(dataset.annotations).is_dir()
+    if not chosen and (labels_apart or not parts):
         return [root / "images" if (root / "images").is_dir() else root], []
-    if not split and len({tuple(entries) for entries in parts.values()}) > 1:
+    if dataset.split is None and len(set(map(tuple, parts.values()))) > 1:
         raise FastRCNNError(f"{names.file}: has the parts {', '.join(parts)}; set `split` of the data set to one")
     problems: list[Problem] = []
-    entries = parts[split] if split else next(iter(parts.values()))
+    entries = dict.fromkeys(entry for part in chosen or parts for entry in parts[part])
     return [_place(entry, root, names, problems) for entry in entries], problems
 
 

@@ -109,7 +109,8 @@ def _score(
     with atomic_write(folder / "table.txt") as file:
         file.write(f"{table}\n".encode(errors="backslashreplace"))
     report.plot_precision_recall(result, config.classes, folder / "precision_recall.png")
-    split = "+".join(dict.fromkeys(Path(d.split or "all").stem for d in config.data.test))
+    names = (Path(name).stem for dataset in config.data.test for name in dataset.split_names or ["all"])
+    split = "+".join(dict.fromkeys(names))
     report.write_voc_files(folder / "voc", split, config.classes, images)
     return Evaluation(result, table)
 

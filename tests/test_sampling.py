@@ -9,8 +9,7 @@ from oracles import target_statistics as slow_statistics
 from fastrcnn import boxes as box_ops
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import ImageConfig, SamplingConfig
-from fastrcnn.data.image_set import ImageSet
-from fastrcnn.data.sampling import dropout_seed, plan_batch, sample_rois, target_statistics
+from fastrcnn.data.sampling import TargetSums, dropout_seed, plan_batch, sample_rois
 
 
 def random_boxes(rng, count, side=200):
@@ -118,7 +117,10 @@ def test_target_statistics_are_those_of_the_loop(flip):
     records.append(
         ImageRecord("empty", None, 9, 9, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), difficult, None)
     )
-    found = target_statistics(ImageSet(records, proposals), 6, 0.5, flip)
+    sums = TargetSums(6, 0.5)
+    for record in records:
+        sums.add(record, proposals[record.id])
+    found = sums.statistics(flip)
     mean, std = slow_statistics(images, 6, 0.5, flip)
     assert torch.allclose(found.mean, torch.tensor(mean), atol=1e-5)
     assert torch.allclose(found.std, torch.tensor(std).clamp(min=0.01), atol=1e-5)
@@ -127,6 +129,8 @@ def test_target_statistics_are_those_of_the_loop(flip):
 def test_a_class_with_one_roi_has_a_std_to_divide_by():
     gt = np.array([[10, 10, 50, 50]], np.float32)
     record = ImageRecord("a", None, 100, 100, gt, np.array([1]), np.zeros(1, bool), None)
-    found = target_statistics(ImageSet([record], {"a": np.zeros((0, 4), np.float32)}), 3, 0.5, flip=False)
+    sums = TargetSums(3, 0.5)
+    sums.add(record, np.zeros((0, 4), np.float32))
+    found = sums.statistics(flip=False)
     assert found.std[1].tolist() == pytest.approx([0.01] * 4)
     assert found.std[2].tolist() == [1] * 4

@@ -49,14 +49,17 @@ def for_training(records: Sequence[ImageRecord], data: DataConfig) -> list[Image
 
     Raises FastRCNNError when nothing is left.
     """
-    kept = list(records)
-    if data.drop_difficult:
-        kept = [_without_difficult(r) if r.difficult.any() else r for r in kept]
-    if data.drop_empty:
-        kept = [r for r in kept if len(r.boxes)]
+    kept = [r for r in (training_record(record, data) for record in records) if r is not None]
     if not kept:
         raise FastRCNNError("data.train: holds no images with objects to train on; check classes, or data.drop_empty")
     return kept
+
+
+def training_record(record: ImageRecord, data: DataConfig) -> ImageRecord | None:
+    """One record as for_training leaves it, None if it is left out."""
+    if data.drop_difficult and record.difficult.any():
+        record = _without_difficult(record)
+    return None if data.drop_empty and not len(record.boxes) else record
 
 
 def _without_difficult(record: ImageRecord) -> ImageRecord:

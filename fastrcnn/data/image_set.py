@@ -12,7 +12,7 @@ from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.annotations.records import ImageRecord, for_training
 from fastrcnn.config import Config, DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.proposals.fit import open_proposals
+from fastrcnn.proposals.fit import Visit, open_proposals
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +44,15 @@ class ImageSet:
         return ImageSet(for_training(self.records, data), self.proposals)
 
 
-def open_data(datasets: Sequence[DataSetConfig], config: Config, problems: list[Problem] | None = None) -> ImageSet:
+def open_data(
+    datasets: Sequence[DataSetConfig],
+    config: Config,
+    problems: list[Problem] | None = None,
+    also: Visit | None = None,
+) -> ImageSet:
     """Read all annotations and open all proposals; `problems` takes what was clipped, skipped, ignored or noted.
 
+    All proposals are read once, to be checked; `also` is called with each image and its proposals in this same pass.
     Raises FastRCNNError for what read_data_sets and open_proposals refuse, and for an image in two of the sets.
     """
     records: dict[str, ImageRecord] = {}
@@ -62,5 +68,5 @@ def open_data(datasets: Sequence[DataSetConfig], config: Config, problems: list[
                 f"{dataset.label}: has no proposals; set `proposals` of the data set to a file, and "
                 "make it with tools/proposals.py"
             )
-        stores.append(open_proposals(Path(dataset.proposals), new, config.proposals))
+        stores.append(open_proposals(Path(dataset.proposals), new, config.proposals, also))
     return ImageSet(list(records.values()), ChainMap(*stores))

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastrcnn import boxes as box_ops
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import ImageConfig, SamplingConfig
-from fastrcnn.data.image_set import ImageSet
 
 # What a random number is for; keeps the streams of one seed apart.
 EPOCH_ORDER, ROIS, DROPOUT = 0, 1, 2
@@ -112,30 +111,39 @@ def _choose(candidates: Tensor, wanted: int, rng: np.random.Generator) -> Tensor
 MIN_STD = 0.01  # ours: a class with one foreground RoI has std 0, which would divide its targets by nothing
 
 
-def target_statistics(images: ImageSet, num_classes: int, foreground_iou: float, flip: bool) -> TargetStatistics:
-    """Statistics over all RoIs with IoU >= foreground_iou, objects and flipped images included.
+class TargetSums:
+    """Statistics over all RoIs with IoU >= foreground_iou, objects and flipped images included, image by image.
 
     As add_bbox_regression_targets in fast-rcnn lib/roi_data_layer/roidb.py: population variance E[x^2] - E[x]^2 per
     class. A flip changes the sign of dx alone, so the mirrored half of the set need not be visited.
     """
-    count = torch.zeros(num_classes, 1, dtype=torch.float64)
-    total = torch.zeros(num_classes, 4, dtype=torch.float64)
-    squares = torch.zeros(num_classes, 4, dtype=torch.float64)
-    for record, proposals in tqdm(images, desc="target statistics", unit="image", leave=False, mininterval=1):
+
+    def __init__(self, num_classes: int, foreground_iou: float) -> None:
+        self.foreground_iou = foreground_iou
+        self.count = torch.zeros(num_classes, 1, dtype=torch.float64)
+        self.total = torch.zeros(num_classes, 4, dtype=torch.float64)
+        self.squares = torch.zeros(num_classes, 4, dtype=torch.float64)
+
+    def add(self, record: ImageRecord, proposals: np.ndarray) -> None:
+        """Add the RoIs of one image; proposals [P, 4] in image pixels."""
         if not len(record.boxes):
-            continue
+            return
         gt_boxes, gt_classes = torch.from_numpy(record.boxes), torch.from_numpy(record.classes)
         rois = torch.cat((gt_boxes, torch.from_numpy(proposals)))
         overlap, nearest = box_ops.iou(rois, gt_boxes).max(dim=1)
-        foreground = overlap >= foreground_iou
+        foreground = overlap >= self.foreground_iou
         targets = box_ops.encode(rois[foreground], gt_boxes[nearest[foreground]]).double()
         labels = gt_classes[nearest[foreground]]
-        count.index_add_(0, labels, torch.ones(len(labels), 1, dtype=torch.float64))
-        total.index_add_(0, labels, targets)
-        squares.index_add_(0, labels, targets.square())
-    if flip:
-        total[:, 0] = 0
-    mean = total / count.clamp(min=1)
-    variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
-    std = torch.where(count > 0, variance.sqrt().clamp(min=MIN_STD), torch.ones_like(mean))
-    return TargetStatistics(mean.float(), std.float())
+        self.count.index_add_(0, labels, torch.ones(len(labels), 1, dtype=torch.float64))
+        self.total.index_add_(0, labels, targets)
+        self.squares.index_add_(0, labels, targets.square())
+
+    def statistics(self, flip: bool) -> TargetStatistics:
+        """Mean and std of every class, [K, 4], with or without the flipped half of the set."""
+        count, total = self.count.clamp(min=1), self.total.clone()
+        if flip:
+            total[:, 0] = 0
+        mean = total / count
+        variance = (self.squares / count - mean.square()).clamp(min=0)
+        std = torch.where(self.count > 0, variance.sqrt().clamp(min=MIN_STD), torch.ones_like(mean))
+        return TargetStatistics(mean.float(), std.float())

@@ -1,17 +1,14 @@
 """The checkpoints of a run: the newest two, and what a resumed run may change."""
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
-from fastrcnn.data.image_set import ImageSet
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import remove_leftovers
 from fastrcnn.model.checkpoint_file import Checkpoint, read_checkpoint, write_checkpoint
@@ -24,18 +21,8 @@ KEEP = 2  # if the newest is damaged, the one before takes its place
 FREE_SETTINGS = (
     *("train", "test", "output", "device", "cache_features", "feature_cache"),
     *("data.workers", "data.test", "solver.max_iterations"),
-    "proposals.max_per_image",  # the boxes themselves are in data_digest
+    "proposals.max_per_image",  # the boxes themselves are in the digest of the data
 )
-
-
-def data_digest(images: ImageSet) -> str:
-    """A digest of all that training reads from its data set but the pixels: ids, sizes, boxes, classes, proposals."""
-    digest = hashlib.blake2b(digest_size=16)
-    for record, proposals in images:
-        digest.update(f"{record.id} {record.width} {record.height} {len(record.boxes)}\n".encode())
-        digest.update(record.boxes.tobytes() + record.classes.tobytes())
-        digest.update(np.ascontiguousarray(proposals).tobytes())
-    return digest.hexdigest()
 
 
 def save_checkpoint(
@@ -49,7 +36,7 @@ def save_checkpoint(
 ) -> Path:
     """Write folder/checkpoint_<iteration>.safetensors and remove all but the newest two.
 
-    `data` is data_digest's. Raises FastRCNNError when it cannot be written, NotFiniteError when it would hold numbers
+    `data` is Survey's digest. Raises FastRCNNError when it cannot be written, NotFiniteError when it would hold numbers
     that are not finite; the earlier ones are then still there.
     """
     names = {id(p): name for name, p in model.named_parameters()}

@@ -18,13 +18,13 @@ from fastrcnn.config_files import save
 from fastrcnn.data.checks import files_in_both, quick_findings
 from fastrcnn.data.image_set import open_data
 from fastrcnn.data.loader import Batch, BatchDataset, batches
-from fastrcnn.data.sampling import target_statistics
+from fastrcnn.data.survey import Survey
 from fastrcnn.device import choose_device
 from fastrcnn.errors import FastRCNNError, NotFiniteError
 from fastrcnn.files import lock
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.weights import WEIGHTS, build, initialise, save_weights, unfold_statistics
-from fastrcnn.train.checkpoint import data_digest, load_latest, restore, save_checkpoint
+from fastrcnn.train.checkpoint import load_latest, restore, save_checkpoint
 from fastrcnn.train.curves import plot_losses
 from fastrcnn.train.feature_cache import FeatureCache
 from fastrcnn.train.log_file import log_file
@@ -79,11 +79,12 @@ def prepare(config: Config, resume: bool, problems: list[Problem], stop: threadi
     folder, device = Path(config.output), choose_device(config.device)
     if (folder / "config.yaml").exists() and not resume:
         raise FastRCNNError(f"{folder}: holds a run already; add --resume to resume it, or output=... for another")
-    images = open_data(config.data.train, config, problems).for_training(config.data)
+    survey = Survey(config)
+    images = open_data(config.data.train, config, problems, survey.add).for_training(config.data)
     log_problems(quick_findings("train", images, config.classes))
     with contextlib.suppress(FastRCNNError):  # the test sets need not be there yet
         log_problems(files_in_both(config))
-    digest = data_digest(images)
+    digest = survey.digest
     checkpoint = load_latest(folder, config, digest) if resume else None
     first = checkpoint.iteration if checkpoint else 0
     if first > config.solver.max_iterations:
@@ -94,7 +95,7 @@ def prepare(config: Config, resume: bool, problems: list[Problem], stop: threadi
     model = build(config)
     if checkpoint is None:
         loaded = initialise(model, config)
-        statistics = target_statistics(images, model.num_classes, config.sampling.foreground_iou, config.image.flip)
+        statistics = survey.statistics()
         if "bbox_pred" in loaded:  # a fresh one stays as train.prototxt starts it: N(0, 0.001), bias 0
             unfold_statistics(model, statistics)
     else:

@@ -1,0 +1,37 @@
+"""One pass over a training set for all that is wanted of its boxes before the first iteration."""
+
+import hashlib
+
+import numpy as np
+
+from fastrcnn.annotations.records import ImageRecord, training_record
+from fastrcnn.boxes import TargetStatistics
+from fastrcnn.config import Config
+from fastrcnn.data.sampling import TargetSums
+
+
+class Survey:
+    """A digest of the data and the statistics of the targets; pass `add` to open_data as `also`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._sums = TargetSums(len(config.classes) + 1, config.sampling.foreground_iou)
+
+    def add(self, record: ImageRecord, proposals: np.ndarray) -> None:
+        """Add an image, unless training leaves it out; proposals float32 [P, 4] in image pixels."""
+        used = training_record(record, self.config.data)
+        if used is None:
+            return
+        self._digest.update(f"{used.id} {used.width} {used.height} {len(used.boxes)}\n".encode())
+        self._digest.update(used.boxes.tobytes() + used.classes.tobytes())
+        self._digest.update(np.ascontiguousarray(proposals).tobytes())
+        self._sums.add(used, proposals)
+
+    @property
+    def digest(self) -> str:
+        """Of all that training reads from its data set but the pixels: ids, sizes, boxes, classes, proposals."""
+        return self._digest.hexdigest()
+
+    def statistics(self) -> TargetStatistics:
+        return self._sums.statistics(self.config.image.flip)

@@ -89,8 +89,8 @@ def test_a_folder_that_holds_itself_is_searched_once(tmp_path):
 def test_names_are_distinct_without_regard_to_case_and_normal_form(tmp_path):
     names = ["a/x.jpg", "b/X.jpg", "c/x_2.png", "d/é.jpg", "e/e\u0301.jpg"]
     found = find_pictures([picture(tmp_path / name) for name in names])
-    assert [p.output for p in found] == ["x", "X_2", "x_2_2", "é", "e\u0301_2"]
-    assert [p.id for p in found] == ["x", "X", "x_2", "é", "e\u0301"]
+    assert [p.output for p in found] == ["x", "X_2", "x_2_2", "é", "é_2"]
+    assert [p.id for p in found] == ["x", "X", "x_2", "é", "é"]
 
 
 @pytest.mark.parametrize("spelling", ["photos", "./photos/../photos", "link", "photos/sub"])

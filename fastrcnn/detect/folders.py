@@ -4,11 +4,11 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fastrcnn.annotations.pictures import files_below, image_id, is_picture
+from fastrcnn.annotations.folders import files_below, image_id, is_picture
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import refuse_overwrite
 from fastrcnn.images import SUFFIXES
@@ -38,22 +38,22 @@ def find_pictures(paths: Sequence[str | Path], output: Path | None = None) -> li
     found: dict[Path, str] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            names = list(_names_below(path, output))
+            names = _names_below(path, output)
             inside = [name for name in names if is_picture(name)]
             if not inside:
                 raise FastRCNNError(f"{path}: holds no pictures ({', '.join(SUFFIXES)}){_others(names)}")
             if len(inside) < len(names):
                 log.warning("%s: %d pictures%s", path, len(inside), _others(names))
-            found |= {path / name: image_id(name) for name in sorted(inside)}
+            found |= {path / name: image_id(name) for name in inside}
         elif path.exists():
-            found.setdefault(path, path.stem)
+            found.setdefault(path, image_id(path.name))
         else:
             raise FastRCNNError(f"{path}: no such picture or folder")
     outputs = _distinct(list(found.values()))
     return [ListedPicture(path, name, o) for (path, name), o in zip(found.items(), outputs, strict=True)]
 
 
-def _names_below(folder: Path, output: Path | None) -> Iterator[str]:
+def _names_below(folder: Path, output: Path | None) -> list[str]:
     """The files in a folder and its sub-folders, without those of `output` if it holds earlier detections."""
     below = ""
     if output is not None and holds_detections(output):
@@ -61,7 +61,7 @@ def _names_below(folder: Path, output: Path | None) -> Iterator[str]:
         if real[1] != real[0] and real[1].is_relative_to(real[0]):
             below = f"{real[1].relative_to(real[0]).as_posix()}/"
             log.info("%s: holds earlier detections; left out", output)
-    return (name for name in files_below(folder) if not below or not name.startswith(below))
+    return [name for name in files_below(folder) if not below or not name.startswith(below)]
 
 
 def _others(names: list[str]) -> str:

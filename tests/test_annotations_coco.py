@@ -303,7 +303,7 @@ def check_damaged(dataset, on_bad_box):
 
 @fuzzing
 @given(tree=altered(TREE), on_bad_box=st.sampled_from(["error", "clip", "skip"]))
-def test_files_with_strange_values_are_read_or_refused(damaged, tree, on_bad_box):
+def test_files_with_mutated_values_are_read_or_refused(damaged, tree, on_bad_box):
     Path(damaged.root, "annotations.json").write_text(json.dumps(tree))
     check_damaged(damaged, on_bad_box)
 

@@ -20,7 +20,7 @@ from fastrcnn.evaluate import run as testing
 from fastrcnn.journal import Journal
 
 REPO = Path(__file__).parent.parent
-TOOLS = ("proposals", "check_data", "train", "test", "compress", "detect", "configs", "bench", "demo")
+TOOLS = ("proposals", "check_data", "train", "test", "compress", "detect", "convert", "configs", "bench", "demo")
 
 
 def run(tool, *args, cwd, code=0):
@@ -145,6 +145,13 @@ def test_detection_and_compression(workspace):
         cwd=workspace,
     )
     assert "all detections of 1 pictures" in stored.stdout
+
+
+def test_conversion_to_another_format(workspace):
+    done = run("convert", "small.yaml", "--to", "yolo", "yolo", "data.limit=2", cwd=workspace)
+    assert "train: 2 images" in done.stdout and "format: yolo, root: yolo, split: test" in done.stdout
+    again = run("convert", "small.yaml", "yolo", "--to", "coco", cwd=workspace, code=1)
+    assert "error: yolo: is there and not empty" in again.stderr
 
 
 @pytest.mark.parametrize(

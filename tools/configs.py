@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from _common import CONFIGS, parser, run
+from _common import CONFIGS, command, parser, run
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     if args.command == "show":
         print(shipped(args.name).read_text(encoding="utf-8"), end="")
     elif args.command == "copy":
-        print(f"{copy_config(args.name, args.to)}: edit it, then: fastrcnn check {args.to}")
+        print(f"wrote {copy_config(args.name, args.to)}")
     else:
         paths = sorted(CONFIGS.rglob("*.yaml"))
         names = [path.relative_to(CONFIGS).as_posix() for path in paths]
@@ -34,7 +34,9 @@ def shipped(name: str) -> Path:
 
     path = CONFIGS / name if name.endswith(".yaml") else CONFIGS / f"{name}.yaml"
     if not path.is_file():
-        raise FastRCNNError(f"{name}: no configuration of this name comes with fastrcnn; `fastrcnn configs` lists them")
+        raise FastRCNNError(
+            f"{name}: no configuration of this name comes with fastrcnn; `{command('configs')}` lists them"
+        )
     return path
 
 

@@ -21,13 +21,15 @@ from fastrcnn.errors import FastRCNNError
 if TYPE_CHECKING:
     import torch
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # compare with Path.suffix.lower()
+# Compare with Path.suffix.lower(). What is in a file its bytes say, whatever its suffix.
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif")
 
 # Named, because Pillow's other readers include some that start programs (EPS).
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 
 # EXIF tag 274 says how the stored picture must be turned to stand upright; 1 is upright already.
 ORIENTATION = 274
+NEW_SUBFILE_TYPE = 254  # tag of TIFF
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,10 +44,11 @@ UPRIGHT = {
 def image_size(path: str | Path) -> tuple[int, int]:
     """(width, height) in pixels of the upright picture, from the header only.
 
-    Raises FastRCNNError naming the file when it is missing, not a picture, or a decompression bomb.
+    Raises FastRCNNError naming the file when it is missing, not a single picture, or a decompression bomb.
     """
     with _reading(path), Path(path).open("rb") as file:
         image = Image.open(file, formats=FORMATS)
+        _check_single(image, path)
         width, height = image.size
         return (height, width) if orientation(image) >= 5 else (width, height)
 
@@ -54,28 +57,56 @@ def read_image(path: str | Path) -> np.ndarray:
     """The upright picture as RGB, uint8 [H, W, 3].
 
     Grey is repeated, CMYK converted, 16 bits become the upper 8, and alpha is dropped, as cv2.imread in the original
-    does. Raises FastRCNNError naming the file when it is missing, not a picture, cut short, or a decompression bomb.
+    does. Raises FastRCNNError naming the file when it is missing, not a single picture, of more than 16 bits, cut
+    short, or a decompression bomb.
     """
     with _reading(path):
         data = Path(path).read_bytes()
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_single(image, path)
         _check_end(data)
-        return _upright_rgb(image)
+        return _upright_rgb(image, path)
 
 
 def pillow_pixels(image: Image.Image) -> np.ndarray:
     """The same of a picture that Pillow has opened or made, of any mode. Raises FastRCNNError if it cannot be had."""
     with _reading("image"):
-        return _upright_rgb(image)
+        return _upright_rgb(image, "image")
 
 
-def _upright_rgb(image: Image.Image) -> np.ndarray:
+def _upright_rgb(image: Image.Image, name: str | Path) -> np.ndarray:
     turn = UPRIGHT.get(orientation(image))
     image.load()
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise FastRCNNError(f"{name}: has pixels of 32 bits; save it with 8 bits a channel")
     image = image.convert("RGB")
     return np.array(image if turn is None else image.transpose(turn))
+
+
+def used_range(path: str | Path) -> tuple[int, int] | None:
+    """(lowest, highest) value of a picture of 16 bits that uses 12 or fewer; None for all others.
+
+    Its upper 8 bits, which read_image takes, are dark or black. Raises FastRCNNError as read_image does.
+    """
+    with _reading(path), Path(path).open("rb") as file:
+        image = Image.open(file, formats=FORMATS)
+        if image.mode.startswith("I;16"):
+            values = np.asarray(image)
+            low, high = int(values.min()), int(values.max())
+        elif image.mode in ("RGB", "RGBA") and image.tile and _raw_mode(image).endswith(("16B", "16L", "16N")):
+            upper = np.asarray(image)[..., :3]  # Pillow keeps the upper 8 of 16 bits in colour
+            low, high = int(upper.min()) << 8, int(upper.max()) << 8 | 255
+        else:
+            return None
+        return (low, high) if high < 1 << 12 else None
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the file stores a pixel, such as RGB;16B."""
+    arguments = image.tile[0][3]
+    return str(arguments if isinstance(arguments, str) else arguments[0])
 
 
 def orientation(image: Image.Image) -> int:
@@ -93,6 +124,26 @@ def orientation(image: Image.Image) -> int:
         return value if value in UPRIGHT else 1
     except Exception:  # damaged EXIF raises anything from struct.error to TypeError, and says nothing of the pixels
         return 1
+
+
+def _check_single(image: Image.Image, path: str | Path) -> None:
+    """Raises FastRCNNError for an animation and for a file of several pages; which picture was labelled is not known.
+
+    A JPEG may hold more pictures (MPO: depth, the other eye); the first is the photograph. A page of a TIFF may be
+    marked as a smaller copy of the first (TIFF 6.0, NewSubfileType).
+    """
+    frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
+    if frames == 1 or image.format == "MPO":
+        return
+    if image.format != "TIFF":
+        raise FastRCNNError(f"{path}: is an animation of {frames} frames; save the one you mean as a picture")
+    pages = 1
+    for page in range(1, frames):
+        image.seek(page)
+        pages += not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1
+    image.seek(0)
+    if pages > 1:
+        raise FastRCNNError(f"{path}: holds {pages} pages; save the one you mean as a picture")
 
 
 def _check_end(data: bytes) -> None:
@@ -117,18 +168,20 @@ def _reading(path: str | Path) -> Iterator[None]:
     """Turn whatever a decoder raises on wrong bytes into a FastRCNNError that names the file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of many pixels, too: Pillow refuses twice as many
             yield
+    except FastRCNNError:
+        raise
     except FileNotFoundError:
         raise FastRCNNError(f"{path}: no such image; restore it or leave it out of the list") from None
     except (PermissionError, IsADirectoryError) as e:
         raise FastRCNNError(f"{path}: cannot be read: {e.strerror}; check its permissions") from None
     except Image.UnidentifiedImageError:
         raise FastRCNNError(f"{path}: is not a picture of a known kind; save it as JPEG or PNG") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise FastRCNNError(
-            f"{path}: has more than {Image.MAX_IMAGE_PIXELS} pixels, which is refused as a decompression bomb; scale it"
+            f"{path}: has more than {limit} pixels, which is refused as a decompression bomb; scale it"
         ) from None
     except Exception as e:  # Pillow's decoders raise anything from SyntaxError to struct.error
         reason = " ".join(str(e).split()) or type(e).__name__

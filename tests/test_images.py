@@ -11,7 +11,7 @@ from oracles_mutations import fuzzing, mutated
 from PIL import Image, ImageOps
 
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.images import image_scale, image_size, prepare_image, read_image
+from fastrcnn.images import SUFFIXES, image_scale, image_size, prepare_image, read_image, used_range
 
 
 def picture(width=40, height=24, seed=0):
@@ -165,15 +165,94 @@ def test_a_cut_webp_or_bmp_is_found(tmp_path):
             expect_error(tmp_path / "a")
 
 
-@pytest.mark.parametrize("side", [12_000, 40_000])  # Pillow warns above 90 million pixels and raises above twice that
-def test_decompression_bombs_are_refused(tmp_path, side):
+def png_of(side):
+    """The header of a PNG of this many pixels, and next to no pixels."""
     data = bytearray(encode(np.zeros((4, 4), np.uint8), "PNG"))
     data[16:24] = side.to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    (tmp_path / "bomb.png").write_bytes(data)
-    expect_error(tmp_path / "bomb.png", "decompression bomb")
+    return data
+
+
+def test_decompression_bombs_are_refused_at_pillow_s_own_limit(tmp_path):
+    (tmp_path / "large.png").write_bytes(png_of(12_000))  # Pillow warns above 90 million pixels
+    assert image_size(tmp_path / "large.png") == (12_000, 12_000)
+    (tmp_path / "bomb.png").write_bytes(png_of(13_400))  # and raises above twice that
+    expect_error(tmp_path / "bomb.png", "decompression bomb", str(2 * Image.MAX_IMAGE_PIXELS))
     with pytest.raises(FastRCNNError, match="bomb.png: .*decompression bomb"):
         image_size(tmp_path / "bomb.png")
+
+
+# ---- kinds of pictures
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_suffix_may_lie(tmp_path, suffix):
+    for kind in ("PNG", "BMP", "TIFF"):
+        (tmp_path / f"a{suffix}").write_bytes(encode(picture(), kind))
+        np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), picture())
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_deflate", "packbits"])
+def test_tiff_is_read_and_turned_upright(tmp_path, compression):
+    path = tmp_path / "a.tif"
+    path.write_bytes(encode(picture(), "TIFF", compression=compression))
+    np.testing.assert_array_equal(read_image(path), picture())
+    path.write_bytes(encode(picture(), "TIFF", compression=compression, exif=exif(6)))
+    assert image_size(path) == (24, 40)
+    np.testing.assert_array_equal(read_image(path), np.rot90(picture(), -1))
+
+
+def test_a_gif_still_is_read(tmp_path):
+    still = Image.fromarray(picture()).quantize(64)
+    (tmp_path / "a.gif").write_bytes(encode(still, "GIF"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.gif"), np.asarray(still.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("GIF", "animation of 3 frames"), ("WEBP", "animation of 3 frames"), ("PNG", "animation"), ("TIFF", "3 pages")],
+)
+def test_several_pictures_in_a_file_are_refused(tmp_path, kind, words):
+    frames = [Image.fromarray(picture() + np.uint8(shift)) for shift in (0, 60, 120)]
+    path = tmp_path / "a"
+    path.write_bytes(encode(frames[0], kind, save_all=True, append_images=frames[1:]))
+    expect_error(path, words, "save the one you mean")
+    with pytest.raises(FastRCNNError, match=words):
+        image_size(path)
+
+
+def test_a_tiff_may_hold_a_smaller_copy_of_its_picture(tmp_path):
+    thumbnail = Image.fromarray(picture(20, 12))
+    thumbnail.encoderinfo = {"tiffinfo": {254: 1}}
+    path = tmp_path / "a.tif"
+    path.write_bytes(encode(Image.fromarray(picture()), "TIFF", save_all=True, append_images=[thumbnail]))
+    np.testing.assert_array_equal(read_image(path), picture())
+
+
+def test_the_first_picture_of_an_mpo_is_the_photograph(tmp_path):
+    frames = [Image.fromarray(picture()), Image.fromarray(picture(20, 12))]
+    (tmp_path / "a.jpg").write_bytes(encode(frames[0], "MPO", save_all=True, append_images=frames[1:]))
+    assert read_image(tmp_path / "a.jpg").shape == (24, 40, 3)
+
+
+def test_pixels_of_32_bits_are_refused(tmp_path):
+    (tmp_path / "a.tif").write_bytes(encode(picture()[..., 0].astype(np.float32), "TIFF"))
+    expect_error(tmp_path / "a.tif", "32 bits", "8 bits")
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+@pytest.mark.parametrize("shape", [(24, 40), (24, 40, 3)])
+def test_sixteen_bits_that_use_twelve_are_noticed(tmp_path, kind, shape):
+    path = tmp_path / f"a.{kind}"
+    values = np.random.default_rng(0).integers(256, 3000, shape, np.uint16)
+    values.flat[:3] = 3000
+    path.write_bytes(cv2.imencode(f".{kind}", values)[1].tobytes())
+    low, high = used_range(path)
+    assert 256 <= low < 512 and 3000 <= high < 3072
+    path.write_bytes(cv2.imencode(f".{kind}", values * np.uint16(16))[1].tobytes())
+    assert used_range(path) is None
+    path.write_bytes(encode(picture() // 16, "PNG"))  # 8 bits may be dark
+    assert used_range(path) is None
 
 
 SEEDS = [
@@ -183,6 +262,8 @@ SEEDS = [
     encode(Image.fromarray(picture()).quantize(8), "PNG"),
     encode(picture(), "WEBP"),
     encode(picture(), "BMP"),
+    encode(picture(), "TIFF", compression="tiff_lzw", exif=exif(6)),
+    encode(Image.fromarray(picture()).quantize(8), "GIF"),
 ]
 
 

@@ -19,7 +19,7 @@ from fastrcnn.config import Config, DataSetConfig
 from fastrcnn.data.image_set import ImageSet
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import file_digest
-from fastrcnn.images import FORMATS, orientation, read_image
+from fastrcnn.images import FORMATS, orientation, read_image, used_range
 from fastrcnn.processes import cores, workers
 from fastrcnn.proposals.fit import find_problems
 from fastrcnn.proposals.proposals import Proposals, read_proposals
@@ -190,11 +190,18 @@ def _decode(path: Path) -> Pixels:
         return Pixels(None, [_as_problem("unreadable image", path, e)])
     with Image.open(path, formats=FORMATS) as image:
         turn = orientation(image)
-    digest = file_digest(path)
-    if turn == 1:
-        return Pixels(digest, [])
-    text = f"EXIF orientation {turn}: it is turned upright, and its boxes are taken to be drawn upright; look at one"
-    return Pixels(digest, [Problem("EXIF rotation", path, None, text, "noted")])
+    findings = []
+    if turn != 1:
+        text = (
+            f"EXIF orientation {turn}: it is turned upright, and its boxes are taken to be drawn upright; look at one"
+        )
+        findings.append(Problem("EXIF rotation", path, None, text, "noted"))
+    used = used_range(path)
+    if used is not None:
+        text = f"has 16 bits a pixel but uses {used[0]} to {used[1]} only, so that it is read as dark or black"
+        text += f"; multiply its values by {65535 // max(used[1], 1)}, or save it with 8 bits"
+        findings.append(Problem("dark 16 bits", path, None, text, "noted"))
+    return Pixels(file_digest(path), findings)
 
 
 def _same_pictures(paths: dict[str, list[Path]], digests: dict[Path, bytes | None]) -> list[Problem]:

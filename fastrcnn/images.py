@@ -64,23 +64,23 @@ def read_image(path: str | Path) -> np.ndarray:
         data = Path(path).read_bytes()
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_single(image, path)
+        if image.mode in ("I", "F"):
+            raise FastRCNNError(f"{path}: has pixels of 32 bits; save it with 8 bits a channel")
         _check_end(data)
-        return _upright_rgb(image, path)
+        return _upright_rgb(image)
 
 
 def pillow_pixels(image: Image.Image) -> np.ndarray:
     """The same of a picture that Pillow has opened or made, of any mode. Raises FastRCNNError if it cannot be had."""
     with _reading("image"):
-        return _upright_rgb(image, "image")
+        return _upright_rgb(image)
 
 
-def _upright_rgb(image: Image.Image, name: str | Path) -> np.ndarray:
+def _upright_rgb(image: Image.Image) -> np.ndarray:
     turn = UPRIGHT.get(orientation(image))
     image.load()
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise FastRCNNError(f"{name}: has pixels of 32 bits; save it with 8 bits a channel")
     image = image.convert("RGB")
     return np.array(image if turn is None else image.transpose(turn))
 

@@ -62,3 +62,8 @@ def expect_error(call, *words):
     for word in words:
         assert str(word) in str(error.value)
     return str(error.value)
+
+
+def kinds_of(problems):
+    """What was noted, by kind."""
+    return {p.kind: p.text for p in problems if p.outcome == "noted"}

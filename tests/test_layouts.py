@@ -4,7 +4,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from made_annotations import draw, expect_error, make_folder, make_voc, read, thing, xml
+from made_annotations import draw, expect_error, kinds_of, make_folder, make_voc, read, thing, xml
 
 from fastrcnn.config import DataSetConfig
 
@@ -13,12 +13,6 @@ def test_sets_are_joined_in_the_order_of_their_lists(tmp_path):
     first = make_voc(tmp_path / "VOC2007", {"b": xml(thing()), "a": xml()})
     second = make_voc(tmp_path / "VOC2012", {"2012_1": xml(thing("dog"))}, split="trainval")
     assert [r.id for r in read([first, second])] == ["b", "a", "2012_1"]
-
-
-def test_an_id_that_stands_twice_names_both_files(tmp_path):
-    first, second = (make_voc(tmp_path / year, {"a": xml()}) for year in ("VOC2007", "VOC2012"))
-    expect_error(lambda: read([first, second]), tmp_path / "VOC2007", tmp_path / "VOC2012", "rename")
-    expect_error(lambda: read([first, first]), "a.jpg", "its id a")
 
 
 def test_lists_may_have_blank_lines_and_class_columns(tmp_path):
@@ -96,10 +90,6 @@ def test_an_unreadable_image_is_named(tmp_path):
     dataset = make_voc(tmp_path, {"a": xml()})
     (tmp_path / "JPEGImages" / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     expect_error(lambda: read(dataset), tmp_path / "JPEGImages" / "a.jpg")
-
-
-def kinds_of(problems):
-    return {p.kind: p.text for p in problems if p.outcome == "noted"}
 
 
 def listed(tmp_path, lines, names, **voc):

@@ -18,6 +18,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
 
+    from fastrcnn.annotations.ids import distinct_ids
     from fastrcnn.annotations.read import read_data_sets
     from fastrcnn.config_files import load
     from fastrcnn.errors import FastRCNNError
@@ -26,7 +27,7 @@ def main() -> None:
     from fastrcnn.proposals.recall import proposal_recall
 
     config = load(args.config, args.overrides)
-    by_path: dict[str, dict] = {}  # several data sets may share one file
+    by_path: dict[str, list] = {}  # several data sets may share one file
     for part in ("train", "test"):
         for i, dataset in enumerate(getattr(config.data, part)):
             key = f"data.{part}.{i}"
@@ -35,12 +36,14 @@ def main() -> None:
                     f"{args.config}: {key}.proposals is not set; name a file, such as proposals.safetensors"
                 )
             records = read_data_sets([dataset], config.data, config.classes)
-            by_path.setdefault(dataset.proposals, {})[f"{key} ({dataset.label})"] = records
+            by_path.setdefault(dataset.proposals, []).append((f"{key} ({dataset.label})", dataset, records))
 
     for path, sets in by_path.items():
+        names, datasets, records_of = zip(*sets, strict=True)
+        distinct, _ = distinct_ids(datasets, records_of)  # an image of both parts is searched once
         if path.endswith(".safetensors"):
-            make_proposals([r for records in sets.values() for r in records], path, config.proposals, args.processes)
-        for name, records in sets.items():
+            make_proposals([r for records in distinct for r in records], path, config.proposals, args.processes)
+        for name, records in zip(names, records_of, strict=True):
             proposals = open_proposals(path, records, config.proposals)
             recall = proposal_recall((record, proposals[record.id]) for record in records)
             count = sum(len(proposals[record.id]) for record in records)

@@ -30,7 +30,10 @@ class Problem:
 
 def duplicate_id_problem(image_id: str, path: Path, first: Path) -> Problem:
     """The image `path` has the id of the image `first`."""
-    text = f"its id {image_id} is that of {first}, read before; rename it, or leave it out of one list"
+    if path.resolve() == first.resolve():
+        text = f"is listed twice, as {image_id}; leave it out of one list, or take one of the data sets out"
+    else:
+        text = f"its id {image_id} is that of {first}, read before; take one of the two out of its list"
     return Problem("duplicate id", path, None, text)
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fastrcnn.annotations.coco import list_coco
+from fastrcnn.annotations.ids import distinct_ids
 from fastrcnn.annotations.layouts import list_files
-from fastrcnn.annotations.problems import Problem, duplicate_id_problem, log_problems
+from fastrcnn.annotations.problems import Problem, log_problems
 from fastrcnn.annotations.recognise import recognise
 from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.annotations.splits import Found, Listing, choose
@@ -36,31 +37,46 @@ def read_data_sets(
     classes: Sequence[str],
     problems: list[Problem] | None = None,
 ) -> list[ImageRecord]:
-    """The images of several data sets, joined, in the order of their lists.
+    """The images of several data sets, joined, in the order of their lists; see read_each_data_set."""
+    return [record for records in read_each_data_set(datasets, data, classes, problems) for record in records]
+
+
+def read_each_data_set(
+    datasets: Sequence[DataSetConfig],
+    data: DataConfig,
+    classes: Sequence[str],
+    problems: list[Problem] | None = None,
+) -> list[list[ImageRecord]]:
+    """The images of each data set, in the order of its list; ids are distinct over all (ids.py).
 
     Reads each annotation and each image's header. What was clipped, skipped, ignored or noted is logged by kind and
-    appended to `problems`. Raises FastRCNNError for the first thing that is an error under `data`, for an id that is
+    appended to `problems`. Raises FastRCNNError for the first thing that is an error under `data`, for an image that is
     listed twice, and for sets without images.
     """
     found: list[Problem] = []
-    records: dict[str, ImageRecord] = {}
+    sets: list[list[ImageRecord]] = []
     for dataset in datasets:
+        sets.append([])
         for record, new in read_data_set(dataset, data, class_index(classes)):
-            if record is not None and record.id in records:
-                new = [*new, duplicate_id_problem(record.id, record.path, records[record.id].path)]
-            for problem in new:
-                if problem.outcome == "error":
-                    raise FastRCNNError(str(problem))
+            _raise_first_error(new)
             found += new
-            if record is not None:
-                records[record.id] = record
+            sets[-1] += [record] if record is not None else []
+    sets, new = distinct_ids(datasets, sets)
+    _raise_first_error(new)
+    found += new
     log_problems(found)
     if problems is not None:
         problems += found
-    if not records:
+    if not any(sets):
         names = ", ".join(dataset.label for dataset in datasets)
         raise FastRCNNError(f"{names or 'the list of data sets'}: holds no images; check the root and the split")
-    return list(records.values())
+    return sets
+
+
+def _raise_first_error(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        if problem.outcome == "error":
+            raise FastRCNNError(str(problem))
 
 
 def read_data_set(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) -> Iterator[Found]:

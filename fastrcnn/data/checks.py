@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fastrcnn.annotations.problems import Problem, duplicate_id_problem
+from fastrcnn.annotations.ids import distinct_ids
+from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.read import image_paths, read_data_set
 from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.config import Config, DataSetConfig
@@ -65,17 +66,16 @@ def check(config: Config, processes: int | None = None) -> Report:
     index = class_index(config.classes)
     sets = []
     for part in ("train", "test"):
-        seen: dict[str, Path] = {}
-        for dataset in getattr(config.data, part):
-            records = []
+        datasets = getattr(config.data, part)
+        read: list[list[ImageRecord]] = []
+        for dataset in datasets:
+            read.append([])
             for record, problems in _read_all(dataset, config, index):
                 findings += problems
-                if record is not None and record.id in seen:
-                    findings.append(duplicate_id_problem(record.id, record.path, seen[record.id]))
-                elif record is not None:
-                    seen[record.id] = record.path
-                    records.append(record)
-            sets.append((part, dataset, records))
+                read[-1] += [record] if record is not None else []
+        distinct, problems = distinct_ids(datasets, read)
+        findings += problems
+        sets += [(part, dataset, records) for dataset, records in zip(datasets, distinct, strict=True)]
 
     paths = {part: [r.path for p, _, records in sets if p == part for r in records] for part in ("train", "test")}
     pixels = _decode_all(sorted({*paths["train"], *paths["test"]}), processes or cores())

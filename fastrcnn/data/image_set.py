@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrcnn.annotations.problems import Problem, duplicate_id_problem
-from fastrcnn.annotations.read import read_data_sets
+from fastrcnn.annotations.problems import Problem
+from fastrcnn.annotations.read import read_each_data_set
 from fastrcnn.annotations.records import ImageRecord, for_training
 from fastrcnn.config import Config, DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
@@ -55,18 +55,13 @@ def open_data(
     All proposals are read once, to be checked; `also` is called with each image and its proposals in this same pass.
     Raises FastRCNNError for what read_data_sets and open_proposals refuse, and for an image in two of the sets.
     """
-    records: dict[str, ImageRecord] = {}
+    sets = read_each_data_set(datasets, config.data, config.classes, problems)
     stores = []
-    for dataset in datasets:
-        new = read_data_sets([dataset], config.data, config.classes, problems)
-        for record in new:
-            if record.id in records:
-                raise FastRCNNError(str(duplicate_id_problem(record.id, record.path, records[record.id].path)))
-            records[record.id] = record
+    for dataset, records in zip(datasets, sets, strict=True):
         if not dataset.proposals:
             raise FastRCNNError(
                 f"{dataset.label}: has no proposals; set `proposals` of the data set to a file, and "
                 "make it with tools/proposals.py"
             )
-        stores.append(open_proposals(Path(dataset.proposals), new, config.proposals, also))
-    return ImageSet(list(records.values()), ChainMap(*stores))
+        stores.append(open_proposals(Path(dataset.proposals), records, config.proposals, also))
+    return ImageSet([record for records in sets for record in records], ChainMap(*stores))

@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals.mat_file import MAX_COMPRESSION, read_mat, rows_of_four
+from fastrcnn.proposals.names import keys_to_ids
 from fastrcnn.proposals.stored import StoredProposals, check_index, clean, compact, convention
 
 
@@ -23,7 +25,8 @@ def read_foreign(path: Path, records: Sequence[ImageRecord], min_size: int) -> S
     readers = {".mat": _read_mat, ".npz": _read_npz, ".json": _read_json}
     if path.suffix not in readers:
         raise FastRCNNError(f"{path}: proposals are read from .safetensors, .mat, .npz or .json files, not from this")
-    return _cleaned(readers[path.suffix](path, records), records, min_size)
+    stored = readers[path.suffix](path, records)
+    return _cleaned(replace(stored, ids=keys_to_ids(stored.ids, records)), records, min_size)
 
 
 def _read_mat(path: Path, records: Sequence[ImageRecord]) -> StoredProposals:

@@ -104,6 +104,8 @@ def rows_of_four(value: object, image_id: str) -> np.ndarray:
 
 def _refuse_bombs(data: bytes) -> None:
     """Raise ValueError for another kind of file, and for a variable of more than MAX_COMPRESSION times its size."""
+    if data.startswith(b"MATLAB 7.3") or b"\x89HDF" in data[:516]:
+        raise ValueError("it is a MAT-file of version 7.3 (HDF5); save it in MATLAB with -v7")
     if data[124:128] not in (b"\x00\x01IM", b"\x01\x00MI"):
         raise ValueError("it is not a MAT-file of level 5; save it in MATLAB with -v7")
     order = "<" if data[126:128] == b"IM" else ">"

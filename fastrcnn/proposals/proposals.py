@@ -5,6 +5,7 @@ read, and stay in memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals.foreign import read_foreign
+from fastrcnn.proposals.names import keys_to_ids
 from fastrcnn.proposals.stored import StoredProposals, read_stored, reading
 
 
@@ -50,13 +52,13 @@ class Proposals(Mapping[str, np.ndarray]):
     def __reduce__(self) -> tuple:
         if isinstance(self.stored.boxes, np.ndarray):
             return Proposals, (self.path, self.stored, self._max_per_image)
-        return _reopen, (self.path, self._max_per_image, self._stamp)
+        return _reopen, (self.path, self._max_per_image, self._stamp, self.stored.ids)
 
 
-def _reopen(path: Path, max_per_image: int | None, stamp: tuple[int, int, int]) -> Proposals:
+def _reopen(path: Path, max_per_image: int | None, stamp: tuple[int, int, int], ids: list[str]) -> Proposals:
     if _stamp(path) != stamp:
         raise FastRCNNError(f"{path}: has changed since it was opened; start again")
-    return Proposals(path, read_stored(path), max_per_image)
+    return Proposals(path, replace(read_stored(path), ids=ids), max_per_image)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
@@ -74,7 +76,8 @@ def read_proposals(
     through: who ranked them, and whether at all, we cannot know. Other files are cleaned first: boxes that reach at
     most 1 pixel outside their image in `records` are clipped (published files round that way), boxes smaller than
     config.min_size and exact repetitions are left out. A file of tools/proposals.py is refused when it was made with
-    other settings than `config`. Without `config` everything that is not empty is given.
+    other settings than `config`. Without `config` everything that is not empty is given. Keys that are file names or
+    paths serve where they fit one image only (names.py).
 
     Raises FastRCNNError for a file that is damaged or does not state its box convention.
     """
@@ -85,6 +88,7 @@ def read_proposals(
         if config is not None:
             check_settings(path, stored.made_by, config)
             limit = config.search_cap
+        stored = replace(stored, ids=keys_to_ids(stored.ids, records))
     else:
         with reading(path):
             stored = read_foreign(path, records, min_size=config.min_size if config else 1)

@@ -55,9 +55,9 @@ def _decoded(path: Path, data: bytes, classes: Container[str]) -> tuple[Element,
             return tree, None
     guesses: dict[tuple[str, ...], tuple[Element, str | None]] = {}
     for encoding, text in national_texts(data):
-        tree = _try(text)
-        if tree is not None:
-            guesses.setdefault(_foreign_names(tree), (tree, encoding))
+        guess = _try(text)
+        if guess is not None:
+            guesses.setdefault(_foreign_names(guess), (guess, encoding))
     known = [found for names, found in guesses.items() if all(name in classes for name in names)]
     if () in guesses:  # no class has a name beyond ASCII
         return guesses[()][0], None

@@ -1,8 +1,8 @@
 """Everything that is wrong, or worth a look, in a run's annotations, images and proposals, before any training."""
 
 import logging
-from collections import ChainMap, Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from fastrcnn.files import file_digest
 from fastrcnn.images import FORMATS, orientation, read_image, used_range
 from fastrcnn.processes import cores, workers
 from fastrcnn.proposals.fit import find_problems
-from fastrcnn.proposals.proposals import Proposals, read_proposals
+from fastrcnn.proposals.proposals import Proposals, join, read_proposals
 from fastrcnn.proposals.recall import SIZES, Recall, proposal_recall
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def check(config: Config, processes: int | None = None) -> Report:
     for part, stores in usable.items():
         records = [record for checked_set in checked if checked_set.part == part for record in checked_set.records]
         if getattr(config.data, part):
-            findings += quick_findings(part, ImageSet(records, ChainMap(*stores)), config.classes)
+            findings += quick_findings(part, ImageSet(records, join(stores)), config.classes)
     return Report(config.classes, checked, list(dict.fromkeys(findings)))
 
 
@@ -204,7 +204,7 @@ def _decode(path: Path) -> Pixels:
     return Pixels(file_digest(path), findings)
 
 
-def _same_pictures(paths: dict[str, list[Path]], digests: dict[Path, bytes | None]) -> list[Problem]:
+def _same_pictures(paths: dict[str, list[Path]], digests: Mapping[Path, bytes | None]) -> list[Problem]:
     """Images with equal digests: an error between train and test, whose score would be a lie; else a remark."""
     found = []
     first: dict[str, dict[bytes, Path]] = {"train": {}, "test": {}}

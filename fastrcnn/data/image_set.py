@@ -1,6 +1,5 @@
 """A run's data: the images of its data sets, joined, each with its proposals."""
 
-from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from fastrcnn.annotations.records import ImageRecord, for_training
 from fastrcnn.config import Config, DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals.fit import Visit, open_proposals
+from fastrcnn.proposals.proposals import join
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,4 +64,4 @@ def open_data(
                 "make it with tools/proposals.py"
             )
         stores.append(open_proposals(Path(dataset.proposals), records, config.proposals, also))
-    return ImageSet([record for records in sets for record in records], ChainMap(*stores))
+    return ImageSet([record for records in sets for record in records], join(stores))

@@ -237,9 +237,9 @@ def _background(rng: Generator, width: int, height: int) -> np.ndarray:
         centre = rng.random(2) * (width, height)
         _paint(rng, image, _coverage(_strip(rng, rng.uniform(10, 60)) + centre, width, height), "gradient", None, 0)
     for _ in range(rng.integers(3, 16)):
-        ends = (rng.uniform(-0.2, 1.2, size=(2, 2)) * (width, height)).astype(int).tolist()
-        colour = tuple(_colour(rng).tolist())
-        cv2.line(image, *ends, color=colour, thickness=int(rng.integers(1, 4)), lineType=cv2.LINE_AA)
+        start, end = (rng.uniform(-0.2, 1.2, size=(2, 2)) * (width, height)).astype(int).tolist()
+        colour = _colour(rng).tolist()
+        cv2.line(image, start, end, color=colour, thickness=int(rng.integers(1, 4)), lineType=cv2.LINE_AA)
     fine = rng.uniform(2, 14) * rng.standard_normal((height, width, 1), dtype=np.float32)
     return np.clip(image + fine, 0, 255)
 
@@ -263,7 +263,7 @@ def _paint(
     contrast = np.linalg.norm(colours - around.mean(axis=0), axis=1) if len(around) else np.zeros(16)
     enough = contrast >= min_contrast
     colour = colours[np.argmax(enough if enough.any() else contrast)]
-    place += alpha[:, :, None] * (colour + _texture(rng, *alpha.shape, texture) - place)
+    place += alpha[:, :, None] * (colour + _texture(rng, alpha.shape[0], alpha.shape[1], texture) - place)
     np.clip(place, 0, 255, out=place)
 
 

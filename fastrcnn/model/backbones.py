@@ -58,7 +58,7 @@ def tiny() -> nn.Sequential:
         relu3_2=nn.ReLU(inplace=True),
     )
     for layer in layers.values():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
     return nn.Sequential(layers)

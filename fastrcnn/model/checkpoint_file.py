@@ -66,11 +66,11 @@ def unpack(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> 
 
     try:
         statistics = TargetStatistics(tensors["statistics.mean"], tensors["statistics.deviation"])
-        normalisation = Normalisation(*(tuple(float(x) for x in v) for v in metadata["normalisation"]))
+        mean, std = ((float(r), float(g), float(b)) for r, g, b in metadata["normalisation"])
         iteration, config, data = int(metadata["iteration"]), metadata["config"], metadata["data"]
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise FastRCNNError(f"{path}: is damaged: {e!r}") from None
-    return Checkpoint(iteration, part("model."), part("momentum."), statistics, normalisation, config, data)
+    return Checkpoint(iteration, part("model."), part("momentum."), statistics, Normalisation(mean, std), config, data)
 
 
 def _checksum(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:

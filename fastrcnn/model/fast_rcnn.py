@@ -19,6 +19,8 @@ from fastrcnn.model.roi_features import project, roi_pool
 class FastRCNN(nn.Module):
     """The network. Forward is for training; detection calls its parts (fastrcnn/detect/detector.py)."""
 
+    feature_scale: Tensor  # one constant that pooled features are multiplied by
+
     def __init__(self, config: ModelConfig, num_classes: int, precision: str = "float32"):
         """Random weights: num_classes is K; precision applies to convolutions, fc6 and fc7 only.
 
@@ -49,7 +51,7 @@ class FastRCNN(nn.Module):
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         for layer in (self.fc6, self.fc7, self.cls_score, self.bbox_pred):
             nn.init.zeros_(layer.bias)
-        # One constant that pooled features are multiplied by; scaled_start sets it, saving folds it into fc6.
+        # scaled_start sets it, saving folds it into fc6.
         self.register_buffer("feature_scale", torch.ones(()))
         self.to(memory_format=torch.channels_last)
 

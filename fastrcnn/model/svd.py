@@ -24,9 +24,7 @@ def truncated_svd(layer: nn.Linear, rank: int) -> nn.Sequential:
         raise FastRCNNError(f"rank {rank}: this layer is {layer.out_features} x {layer.in_features}; give 1 to {limit}")
     U, s, V = torch.linalg.svd(layer.weight, full_matrices=False)
     result = factors(layer, rank)
-    result.V.weight.copy_(s[:rank, None] * V[:rank])
-    result.U.weight.copy_(U[:, :rank])
-    result.U.bias.copy_(layer.bias)
+    result.load_state_dict({"V.weight": s[:rank, None] * V[:rank], "U.weight": U[:, :rank], "U.bias": layer.bias})
     return result
 
 
@@ -70,8 +68,8 @@ def compress_weights(source: str | Path, target: str | Path, ranks: dict[str, in
         except FastRCNNError as e:
             raise FastRCNNError(f"{source}: {name}: {e}") from None
         setattr(model, name, smaller)
-        gflop = tuple(2e-9 * ROIS * multiplications(part) for part in (layer, smaller))
-        result.append(Compression(name, rank or None, (parameters(layer), parameters(smaller)), gflop))
+        before, after = (2e-9 * ROIS * multiplications(part) for part in (layer, smaller))
+        result.append(Compression(name, rank or None, (parameters(layer), parameters(smaller)), (before, after)))
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "feature_scale"}
     write_model(target, tensors, configs.to_dict(config), model.normalisation, feature_scale=1.0)
     return result

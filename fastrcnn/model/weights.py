@@ -101,8 +101,9 @@ def load_torchvision(
     model.normalisation = normalisation
     positions = [i for i, layer in enumerate(backbones.vgg16()) if isinstance(layer, nn.Conv2d)]
     loaded = _copy_backbone(model, tensors, [f"features.{i}" for i in positions], source)
-    weights = {name: tensors.get(f"{key}.weight") for name, key in TORCHVISION_FC.items()}
-    if any(weight is None or not torch.isfinite(weight).all() for weight in weights.values()):
+    keys = {name: f"{key}.weight" for name, key in TORCHVISION_FC.items()}
+    weights = {name: tensors[key] for name, key in keys.items() if key in tensors}
+    if len(weights) < len(keys) or not all(torch.isfinite(weight).all() for weight in weights.values()):
         return loaded
     if any(weight.shape != getattr(model, name).weight.shape for name, weight in weights.items()):
         log.warning("%s: fc6 and fc7 are of another size than model.fc_width asks for; they start at random", source)
@@ -293,12 +294,12 @@ def _header(metadata: dict[str, Any], path: str) -> tuple[Config, Normalisation]
     try:
         config = configs.from_dict(metadata["config"], source=path)
         pixels = metadata["normalisation"]
-        mean, std = ([float(x) for x in pixels[key]] for key in ("mean", "deviation"))
+        mean, std = ((float(r), float(g), float(b)) for r, g, b in (pixels["mean"], pixels["deviation"]))
         scale = float(metadata["feature_scale"])
-        if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, [*mean, *std, scale])):
-            raise ValueError("normalisation is not three means and three stds")
+        if not all(map(math.isfinite, [*mean, *std, scale])):
+            raise ValueError("normalisation is not finite")
         if min(std) <= 0 or scale <= 0:
             raise ValueError("normalisation out of range")
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise FastRCNNError(f"{path}: its metadata is damaged ({e!r}); make or fetch the file again") from None
-    return config, Normalisation(tuple(mean), tuple(std))
+    return config, Normalisation(mean, std)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -120,6 +120,7 @@ def _read_finished(path: Path) -> tuple[dict[str, SearchedImage], dict[str, Any]
     if not path.exists():
         return {}, {}
     stored = read_stored(path)
+    assert stored.sizes is not None and stored.digests is not None
     made = {
         image_id: SearchedImage(image_id, digest.tobytes(), (width, height), stored.rows(i).astype(np.int32))
         for i, (image_id, digest, (width, height)) in enumerate(
@@ -145,7 +146,7 @@ def _as_stored(made: list[SearchedImage], made_by: dict[str, Any]) -> StoredProp
 
 def _search_all(
     todo: Sequence[ImageRecord], config: ProposalsConfig, processes: int | None, total: int
-) -> Iterator[SearchedImage]:
+) -> Generator[SearchedImage, None, None]:
     """Finished images in the order in which they become so; failed ones are reported when all others are done."""
     failures = []
     processes = min(processes or cores(), len(todo))
@@ -175,7 +176,10 @@ def _search_one(image_id: str, path: Path, config: ProposalsConfig) -> SearchedI
         boxes = selective_search(image, image_id, config)
     except cv2.error as e:
         raise FastRCNNError(f"{path}: selective search failed: {e.err}; leave the image out") from None
-    return SearchedImage(image_id, _digest(path), (image.shape[1], image.shape[0]), boxes.astype(np.int32))
+    digest = _digest(path)
+    if digest is None:
+        raise FastRCNNError(f"{path}: cannot be read any more; restore it or leave it out")
+    return SearchedImage(image_id, digest, (image.shape[1], image.shape[0]), boxes.astype(np.int32))
 
 
 # ---- the journal of an unfinished run

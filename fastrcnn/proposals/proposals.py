@@ -4,10 +4,11 @@ The stored form (stored.py) stays in its file until an image is asked for; other
 read, and stay in memory.
 """
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from fastrcnn.proposals.stored import StoredProposals, read_stored, reading
 class Proposals(Mapping[str, np.ndarray]):
     """The proposals of a data set by image id: float32 [P, 4], image pixels, half open, best first.
 
-    Several sets are joined by collections.ChainMap. A pickled copy of a stored file holds no boxes: it maps the file
+    A pickled copy of a stored file holds no boxes: it maps the file
     anew, and refuses to when the file has changed.
     """
 
@@ -53,6 +54,11 @@ class Proposals(Mapping[str, np.ndarray]):
         if isinstance(self.stored.boxes, np.ndarray):
             return Proposals, (self.path, self.stored, self._max_per_image)
         return _reopen, (self.path, self._max_per_image, self._stamp, self.stored.ids)
+
+
+def join(stores: Sequence[Proposals]) -> Mapping[str, np.ndarray]:
+    """The proposals of several data sets as one mapping; nothing is read before an image is asked for."""
+    return ChainMap(*cast(list[dict[str, np.ndarray]], stores))  # ChainMap writes to its first map only if told to
 
 
 def _reopen(path: Path, max_per_image: int | None, stamp: tuple[int, int, int], ids: list[str]) -> Proposals:

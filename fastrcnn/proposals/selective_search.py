@@ -23,7 +23,7 @@ def selective_search(image: np.ndarray, image_id: str, config: ProposalsConfig) 
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(np.ascontiguousarray(image[:, :, ::-1]))  # OpenCV's colour conversions take BGR
     {"fast": search.switchToSelectiveSearchFast, "quality": search.switchToSelectiveSearchQuality}[config.method]()
-    boxes = search.process().reshape(-1, 4).astype(np.float32)  # x, y, width, height
+    boxes = np.asarray(search.process(), np.float32).reshape(-1, 4)  # x, y, width, height
     boxes[:, 2:] += boxes[:, :2]
     boxes = np.rint(boxes * np.tile(size / searched, 2)).astype(np.float32)
     return _rank(clean(boxes, config.min_size), image_id)[: config.search_cap]

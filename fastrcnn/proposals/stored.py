@@ -57,7 +57,8 @@ def read_stored(path: Path) -> StoredProposals:
         meta = json.loads(metadata[METADATA_KEY])
         if not isinstance(meta, dict) or meta.get("version") != VERSION:
             raise ValueError(f"its metadata are not those of version {VERSION}")
-        ids, made_by = meta.get("ids"), meta.get("made_by")
+        ids: Any = meta.get("ids")  # check_index looks at them
+        made_by = meta.get("made_by")
         if convention(meta) != ("xyxy", 0, "exclusive") or not isinstance(made_by, dict):
             raise ValueError("its metadata are damaged")
         names = {"boxes", "offsets", "sizes", "digests"}
@@ -77,6 +78,7 @@ def read_stored(path: Path) -> StoredProposals:
 
 def write_stored(path: Path, stored: StoredProposals) -> None:
     """Write the stored form atomically; `boxes` is an array, sizes and digests are there. Raises like atomic_write."""
+    assert stored.sizes is not None and stored.digests is not None
     meta = {"version": VERSION, "format": "xyxy", "origin": 0, "end": "exclusive"}
     meta |= {"made_by": stored.made_by, "ids": stored.ids}
     tensors = {

@@ -6,11 +6,12 @@ same layers share their files.
 """
 
 import copy
+import functools
 import hashlib
 import logging
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -41,7 +42,7 @@ class FeatureCache:
     `make` computes what is missing. Reading needs no network: loader processes carry the cache along.
     """
 
-    def __init__(self, records: list[ImageRecord], config: Config, model: FastRCNN):
+    def __init__(self, records: Sequence[ImageRecord], config: Config, model: FastRCNN):
         """Raises FastRCNNError when no layer is frozen, and for an image that cannot be read."""
         if not model.frozen_depth:
             raise FastRCNNError("cache_features: no layer is frozen; set model.freeze_up_to, or cache_features: false")
@@ -105,15 +106,13 @@ class FeatureCache:
                     f"{self.folder}: the features need {left}, the disk has {tqdm.format_sizeof(free, 'B')} left; "
                     "free space, set feature_cache to another disk, or cache_features: false"
                 )
-            normalisation, last, pixels = model.normalisation, -1, None
+            normalisation, read = model.normalisation, functools.lru_cache(maxsize=1)(read_image)
             bar = tqdm(missing, "frozen features", unit="image", mininterval=1, dynamic_ncols=True)
             with logging_redirect_tqdm():
                 for index, flip, side in bar:
                     if stop.is_set():
                         raise KeyboardInterrupt
-                    if index != last:
-                        last, pixels = index, read_image(self.records[index].path)
-                    scale = self._scale(index, side)
+                    pixels, scale = read(self.records[index].path), self._scale(index, side)
                     image = prepare_image(pixels, scale, normalisation.mean, normalisation.std, flip)
                     maps = model.frozen_features(image.to(device))
                     write_tensors(self.path(index, flip, side), {NAME: maps.permute(1, 2, 0)}, {})

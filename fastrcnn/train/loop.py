@@ -110,7 +110,7 @@ def prepare(config: Config, resume: bool, problems: list[Problem], stop: threadi
         cache = FeatureCache(images.records, config, model)
         cache.make(model, device, stop)
     pixels = model.normalisation
-    dataset = BatchDataset(images, config, pixels.mean, pixels.std, cache and cache.features)
+    dataset = BatchDataset(images, config, pixels.mean, pixels.std, cache.features if cache else None)
     if checkpoint is None and not {"fc6", "fc7"} <= loaded:
         start_fully_connected(model, dataset, device)
     return Run(config, folder, first, model, optimizer, statistics.to(device), dataset, digest)

@@ -275,3 +275,29 @@ def test_the_tool_s_exit_code_tells_errors_from_remarks(good, monkeypatch, capsy
     assert "a.xml: object 2" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["check_data.py", str(good / "run.yaml"), "data.on_bad_box=clip"])
     assert main() == 0
+
+
+def test_a_training_set_without_any_object_is_one_error(good):
+    config = make_config(good)
+    config.classes = ["bird", "horse"]
+    config.data.on_unknown_class = "ignore"
+    report = check(config, processes=1)
+    assert [(p.kind, str(p.file)) for p in report.findings if p.outcome == "error"] == [
+        ("no objects at all", "data.train")
+    ]
+    assert not any("data.train" in str(p) for p in report.findings if p.kind == "class without objects")
+
+
+def test_a_test_set_without_annotations_lists_no_classes(good):
+    (good / "Annotations" / "c.xml").unlink()
+    report = check(make_config(good), processes=1)
+    assert not report.wrong and "no annotations" in {p.kind for p in report.findings}
+    assert not any("data.test" in str(p.file) for p in report.findings)
+    assert "not measured, as it has no objects" in report.text()
+
+
+def test_dark_pictures_of_16_bits_are_noted(good):
+    Image.fromarray(np.full((80, 100), 3000, np.uint16)).save(good / "JPEGImages" / "a.png")
+    (good / "JPEGImages" / "a.jpg").unlink()
+    (finding,) = [p for p in check(make_config(good), processes=1).findings if p.kind == "dark 16 bits"]
+    assert "uses 3000 to 3000" in finding.text and finding.outcome == "noted"

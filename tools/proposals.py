@@ -48,10 +48,10 @@ def main() -> None:
             recall = proposal_recall((record, proposals[record.id]) for record in records)
             count = sum(len(proposals[record.id]) for record in records)
             at = ", ".join(f"{r:.3f} at IoU {t:g}" for t, r in zip(recall.thresholds, recall.overall(), strict=True))
-            print(
-                f"{name}: {path}: {count / len(records):.0f} boxes an image in {len(records)} images; recall of "
-                f"{len(recall.best_iou)} objects {at} ({recall.difficult} difficult ones left out)"
-            )
+            covered = f"recall of {len(recall.best_iou)} objects {at} ({recall.difficult} difficult ones left out)"
+            if not len(recall.best_iou):
+                covered = "recall not measured, for want of objects"
+            print(f"{name}: {path}: {count / len(records):.0f} boxes an image in {len(records)} images; {covered}")
 
 
 if __name__ == "__main__":

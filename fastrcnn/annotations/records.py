@@ -47,11 +47,14 @@ def class_index(classes: Sequence[str]) -> dict[str, int]:
 def for_training(records: Sequence[ImageRecord], data: DataConfig) -> list[ImageRecord]:
     """The records without what drop_difficult and drop_empty leave out; evaluation needs all.
 
-    Raises FastRCNNError when nothing is left.
+    Raises FastRCNNError when no object is left.
     """
     kept = [r for r in (training_record(record, data) for record in records) if r is not None]
-    if not kept:
-        raise FastRCNNError("data.train: holds no images with objects to train on; check classes, or data.drop_empty")
+    if not any(len(r.boxes) for r in kept):
+        raise FastRCNNError(
+            "data.train: holds no object of any class to train on; check classes, data.on_unknown_class, "
+            "data.on_bad_box and where the annotations are: tools/check_data.py tells what was left out"
+        )
     return kept
 
 

@@ -116,6 +116,11 @@ def quick_findings(part: str, images: ImageSet, classes: list[str]) -> list[Prob
             text = "has 0 proposals: it trains on its objects alone, and nothing in it can be found"
             found.append(Problem("no proposals", record.path, None, text, "noted"))
     present = {int(number) for record in images.records for number in record.classes}
+    if part == "test" and not any(record.annotation for record in images.records):
+        return found  # nothing will be scored
+    if part == "train" and images.records and not present:
+        text = "holds no object of any class, so that there is nothing to learn; see what was left out, and classes"
+        return [*found, Problem("no objects at all", Path("data.train"), None, text)]
     for number, name in enumerate(classes, start=1):
         if number not in present:
             text = f"holds no object of class {name!r}; check how the XML files spell it, or leave it out of classes"
@@ -312,8 +317,9 @@ def _recall_tables(report: Report) -> list[str]:
     tables = []
     for checked in report.sets:
         recall = checked.recall
-        if recall is None:
-            tables.append(f"recall of {checked.name}: not measured, as its proposals cannot be used")
+        if recall is None or not len(recall.best_iou):
+            reason = "its proposals cannot be used" if recall is None else "it has no objects"
+            tables.append(f"recall of {checked.name}: not measured, as {reason}")
             continue
         width = max(map(len, [*report.classes, "medium"]))
         head = f"recall of {checked.name} ({recall.difficult} difficult objects left out)"

@@ -99,9 +99,13 @@ def _score(
     rows = join(images, records, config.classes)
     result = voc.evaluate(*rows, len(config.classes) + 1, metric=config.test.ap_rule)
     table = report.ap_table(result, config.classes)
+    if not any(record.annotation for record in records):
+        table = (
+            f"nothing to score: the test set has no annotations; its detections are in {folder} and {folder / 'voc'}"
+        )
     numbers: dict[str, Any] = {"map": _number(result.mean_ap), "metric": result.metric}
     numbers["ap"] = {name: _number(ap) for name, ap in zip(config.classes, result.ap[1:].tolist(), strict=True)}
-    if with_coco:
+    if with_coco and any(record.annotation for record in records):
         values = coco.evaluate_coco(*rows, len(config.classes) + 1)
         numbers["coco"] = {name: _number(value) for name, value in values.items()}
         table += "\nCOCO: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -141,9 +145,9 @@ def _journal(path: Path, key: dict[str, Any]) -> Journal[DetectedImage]:
 
 def _key(config: Config, weights: Path, images: ImageSet) -> dict[str, Any]:
     """All that detections depend on: the weights' bytes, the settings of detection, and the images with their
-    proposals."""
+    proposals, wherever they lie."""
     digest = hashlib.blake2b(digest_size=16)
     for record, proposals in images:
-        digest.update(f"{record.id} {record.path} {record.width} {record.height}\n".encode(errors="surrogateescape"))
+        digest.update(f"{record.id} {record.width} {record.height}\n".encode() + file_digest(record.path))
         digest.update(np.ascontiguousarray(proposals).tobytes())
     return {"weights": file_digest(weights).hex(), "images": digest.hexdigest(), **detection_settings(config)}

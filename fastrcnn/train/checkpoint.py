@@ -17,10 +17,11 @@ from fastrcnn.model.fast_rcnn import FastRCNN
 log = logging.getLogger(__name__)
 
 KEEP = 2  # if the newest is damaged, the one before takes its place
-# Settings that change no number of the training: a resumed run may have others.
+# Settings that change no number of the training: a resumed run may have others. Of data.train the digest decides, so
+# that the files may have moved.
 FREE_SETTINGS = (
     *("train", "test", "output", "device", "cache_features", "feature_cache"),
-    *("data.workers", "data.test", "solver.max_iterations"),
+    *("data.workers", "data.train", "data.test", "solver.max_iterations"),
     "proposals.max_per_image",  # the boxes themselves are in the digest of the data
 )
 

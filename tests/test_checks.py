@@ -50,7 +50,7 @@ def write_proposals(path, boxes, sizes=None, digest=bytes(16)):
         boxes=np.concatenate(rows),
         sizes=np.array(sizes or [SIZE] * count),
         digests=np.array([list(digest)] * count),
-        made_by=configs.to_dict(ProposalsConfig()),
+        made_by=configs.to_dict(ProposalsConfig()) | {"max_per_image": ProposalsConfig().search_cap},
     )
     write_stored(path, stored)
 

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -255,3 +256,17 @@ def test_a_start_without_any_roi_is_an_error(tree, tmp_path):
     tree["sampling"] |= {"background_iou": [0.49, 0.4900001], "foreground_fraction": 0.0}
     with pytest.raises(FastRCNNError, match="the first 4 iterations have no RoI at all"):
         train(config_of(tree, tmp_path / "run"))
+
+
+def test_a_run_resumes_on_data_that_moved(tree, shapes, tmp_path):
+    train(config_of(tree, tmp_path / "run", max_iterations=3))
+    shutil.copytree(shapes, tmp_path / "moved")
+    moved = {"root": str(tmp_path / "moved"), "split": "train", "proposals": str(tmp_path / "moved" / "proposals.json")}
+    tree["data"]["train"] = [moved]
+    resumed = train(config_of(tree, tmp_path / "run"), resume=True)
+    tree["data"]["train"] = [moved | {"root": str(shapes)}]
+    assert same_weights(resumed, train(config_of(tree, tmp_path / "unbroken")))
+    (tmp_path / "moved" / "ImageSets" / "Main" / "train.txt").write_text("000001\n")
+    tree["data"]["train"] = [moved]
+    with pytest.raises(FastRCNNError, match="other images, boxes or proposals"):
+        train(config_of(tree, tmp_path / "run", max_iterations=9), resume=True)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,32 @@ def test_a_result_is_never_written_over_what_is_read(tree, tmp_path):
             with pytest.raises(FastRCNNError, match="results.json: would be written over"):
                 work(config, tmp_path / name, tmp_path)
     assert (tmp_path / "results.json").read_text() == "mine"
+
+
+def test_an_evaluation_resumes_on_data_that_moved(tree, shapes, tmp_path, monkeypatch):
+    weights = train(configs.from_dict(tree))
+    shutil.copytree(shapes, tmp_path / "moved")
+    monkeypatch.setattr("fastrcnn.evaluate.run._score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_weights(configs.from_dict(tree), weights, tmp_path / "results")
+    monkeypatch.undo()
+    tree["data"]["test"][0] |= {"root": str(tmp_path / "moved")}
+    monkeypatch.setattr("fastrcnn.detect.detector.Detector.detect", interrupted)  # all is done: nothing to detect
+    assert evaluate_weights(configs.from_dict(tree), weights, tmp_path / "results").table
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_a_test_set_without_annotations_is_detected_in_and_not_scored(tree, shapes, tmp_path):
+    shutil.copytree(shapes, tmp_path / "set")
+    for line in (tmp_path / "set" / "ImageSets" / "Main" / "test.txt").read_text().split():
+        (tmp_path / "set" / "Annotations" / f"{line}.xml").unlink()
+    tree["data"]["test"][0]["root"] = str(tmp_path / "set")
+    config = configs.from_dict(tree)
+    found = evaluate_weights(config, train(config), tmp_path / "results", with_coco=True)
+    assert found.table.startswith("nothing to score: the test set has no annotations")
+    assert len(json.loads((tmp_path / "results" / "detections.json").read_text())["images"]) == 4
+    assert len(list((tmp_path / "results" / "voc").glob("comp4_det_test_*.txt"))) == len(config.classes)
+    assert json.loads((tmp_path / "results" / "results.json").read_text())["map"] is None

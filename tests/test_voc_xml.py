@@ -74,7 +74,7 @@ def test_the_size_is_the_upright_image_s_and_a_wrong_one_is_noted(tmp_path, capl
     assert (record.width, record.height) == (30, 40)
     np.testing.assert_array_equal(record.boxes, np.array([[0, 0, 30, 40]], np.float32))
     assert [(p.kind, p.outcome, p.file) for p in problems] == [("size differs", "noted", record.annotation)]
-    assert "lying on its side" in str(problems[0])
+    assert "EXIF turn" in str(problems[0])
     assert "size differs: 1 noted" in caplog.text
 
 

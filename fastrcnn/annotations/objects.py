@@ -59,7 +59,7 @@ def check_box(
             text += "; correct it, or set data.on_bad_box: clip or skip"
         return fixed, [Problem(kind, file, where, text, outcome)]
     if min(box[2] - box[0], box[3] - box[1]) < TINY:
-        text = f"its box {shown} has a side below {TINY} pixels; remove it if it is a slip of the mouse"
+        text = f"its box {shown} has a side below {TINY} pixels; look at it: it may be a slip of the mouse"
         return box, [Problem("box tiny", file, where, text, "noted")]
     return box, []
 

@@ -98,7 +98,7 @@ def _check_size(root: Element, path: Path, size: tuple[int, int]) -> list[Proble
         return []
     text = f"<size> says {' x '.join(stated)}, the upright image has {' x '.join(actual)}; the image's is used"
     if stated == actual[::-1]:
-        text += " (if the boxes were drawn on the picture lying on its side, draw them again)"
+        text += " (look at one: boxes drawn on the picture as it lies, its EXIF turn ignored, do not fit it upright)"
     return [Problem("size differs", path, None, text, "noted")]
 
 

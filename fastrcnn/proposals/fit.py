@@ -78,7 +78,7 @@ def _check_image(proposals: Proposals, record: ImageRecord) -> tuple[Problem | N
     nothing = np.zeros((0, 4), np.float32)
     prefix = f"image {record.id}: "
     if record.id not in proposals:
-        text = prefix + "has no proposals; run tools/proposals.py again, or leave it out of the list"
+        text = prefix + "has no proposals; make them: run tools/proposals.py again"
         return Problem("proposals missing", proposals.path, None, text), nothing
     size = proposals.size(record.id)
     if size is not None and size != (record.width, record.height):

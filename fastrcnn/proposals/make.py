@@ -72,7 +72,7 @@ def make_proposals(
         if todo and stored and stored_by != made_by:
             raise FastRCNNError(
                 f"{path}: lacks {len(todo)} images and was made with {_differences(stored_by, made_by)}; "
-                "name another file, or remove this one to make all of it again"
+                "name another file to make all of them anew"
             )
         changed = [r.id for r in todo if r.id in made]
         if changed:

@@ -142,8 +142,11 @@ def _key(model: FastRCNN, long_side: int) -> str:
     """A digest of all that the numbers depend on but the picture: weights, pixels in, arithmetic, libraries."""
     layers = model.backbone[: model.frozen_depth]
     libraries = (torch.__version__, cv2.__version__, PIL.__version__, torch.backends.cpu.get_cpu_capability())
-    about = (VERSION, [name for name, _ in layers.named_children()], model.normalisation, model.precision)
-    digest = hashlib.blake2b(repr((about, model.device.type, long_side, libraries)).encode(), digest_size=16)
+    names = [name for name, _ in layers.named_children()]
+    # Written as the first version's class was called and wrote itself, so that features of that time still serve.
+    pixels = f"Normalisation(mean={model.normalisation.mean}, deviation={model.normalisation.std})"
+    about = f"(({VERSION}, {names}, {pixels}, {model.precision!r}), {model.device.type!r}, {long_side}, {libraries})"
+    digest = hashlib.blake2b(about.encode(), digest_size=16)
     for tensor in layers.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -84,8 +84,14 @@ def gradient_norm(model: nn.Module) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
+@torch.no_grad()
 def clip_gradient(model: nn.Module, bound: float | None, norm: float) -> None:
-    """Scale the whole gradient, whose norm this is, down to at most `bound` (None: leave it)."""
+    """Scale the whole gradient, whose norm this is, down to at most `bound` (None: leave it).
+
+    The arithmetic of torch.nn.utils.clip_grad_norm_, which before torch 2.6 takes no norm that is known already.
+    """
     if bound is not None and norm > bound:  # below it, torch would multiply every gradient by 1
-        learned = [p for p in model.parameters() if p.grad is not None]
-        nn.utils.clip_grad_norm_(learned, bound)
+        factor = bound / (torch.tensor(norm, dtype=torch.float32) + 1e-6)
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)

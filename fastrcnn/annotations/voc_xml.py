@@ -8,7 +8,6 @@ its width, so the numbers are taken as they are, half open. (LabelImg writes suc
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -133,12 +132,13 @@ def _check_shape(
     element: Element, sides: list[str], size: tuple[int, int], data: DataConfig, path: Path, number: int
 ) -> Problem | None:
     """Whether the object has one <bndbox>, in pixels; what it has instead is named."""
-    tags = Counter(child.tag for child in element)
-    others = [text for tag, text in OTHER_SHAPES.items() if tags[tag]]
-    if tags["bndbox"] > 1:
+    tags = [child.tag for child in element]
+    count = tags.count("bndbox")
+    others = [] if count else [OTHER_SHAPES[tag] for tag in tags if tag in OTHER_SHAPES]
+    if count > 1:
         kind = "box not alone"
-        text = f"has {tags['bndbox']} <bndbox>, and an object is one box; give each an <object> of its own"
-    elif tags["bndbox"] == 0 and others:
+        text = f"has {count} <bndbox>, and an object is one box; give each an <object> of its own"
+    elif others:
         kind = "box of another shape"
         text = f"has no <bndbox> but {others[0]}; export boxes from your tool, or add the <bndbox> around it"
     elif size > (1, 1) and _are_fractions(sides):

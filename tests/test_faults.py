@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import pathlib
 import random
 import resource
 import shutil
@@ -102,6 +103,8 @@ def read_only(folder):
 
     os.open = refusing(os.open, lambda flags: flags & os.O_CREAT)
     io.open = refusing(io.open, lambda mode: mode[0] in "wax")
+    if hasattr(pathlib, "_NormalAccessor"):  # Python 3.10: pathlib took io.open when it was imported
+        pathlib._NormalAccessor.open = staticmethod(io.open)
 
 
 # ---- SIGKILL

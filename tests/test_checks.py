@@ -10,10 +10,9 @@ from PIL import Image
 from fastrcnn import config as configs
 from fastrcnn import config_files
 from fastrcnn.annotations.problems import Problem
-from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config, DataConfig, DataSetConfig, ProposalsConfig
-from fastrcnn.data.checks import check, files_in_both, quick_findings
-from fastrcnn.data.image_set import ImageSet
+from fastrcnn.data.check_report import report_text
+from fastrcnn.data.checks import check, files_in_both
 from fastrcnn.proposals.stored import StoredProposals, write_stored
 
 SIZE = (40, 30)
@@ -187,6 +186,41 @@ def test_the_same_picture_twice_is_a_remark_but_an_error_between_train_and_test(
     assert [p.file.name for p in files_in_both(config)] == ["a.jpg", "b.jpg"]
 
 
+def test_equal_pictures_with_other_labels_are_a_remark(good):
+    (good / "JPEGImages" / "b.jpg").write_bytes((good / "JPEGImages" / "a.jpg").read_bytes())
+    assert found(make_config(good), "equal pictures, other labels") == []
+    put(good, "b", GOOD, changed("<xmax>20", "<xmax>25"))
+    assert found(make_config(good), "equal pictures, other labels") == [("b.jpg", None, "noted")]
+
+
+@pytest.mark.parametrize("rows", [[], [changed("cat", "yeti")], [changed("<xmax>20", "<xmax>90")]])
+def test_a_set_without_any_object_is_wrong_once_and_nothing_that_follows_is_listed(good, rows):
+    """Whatever the cause; an error that is listed already is the cause."""
+    for stem in "ab":
+        put(good, stem, *rows)
+    for options in ({}, {"on_unknown_class": "ignore", "on_bad_box": "skip"}):
+        report = check(make_config(good, **options), processes=1)
+        assert report.wrong
+        wanted = set() if rows and not options else {"no object at all"}
+        kinds = {p.kind for p in report.findings}
+        assert kinds & {"no object at all", "no objects", "class without objects"} == wanted
+
+
+def test_refused_boxes_are_not_images_without_objects(good):
+    add_image(good, "train", "d")
+    put(good, "a", changed("<xmax>20", "<xmax>90"))
+    put(good, "b")
+    for on_bad_box in ("error", "skip"):
+        config = make_config(good, on_bad_box=on_bad_box)
+        assert found(config, "no objects") == [("b.xml", None, "noted")]
+
+
+def test_names_in_files_count_refused_objects_and_join_spellings(good):
+    put(good, "a", changed("cat", "CAT"), changed("cat", "Cat").replace("<xmax>20", "<xmax>90"), changed("cat", "Yeti"))
+    put(good, "b", changed("cat", "yeti"))
+    assert check(make_config(good), processes=1).names == {"cat": 3, "Yeti": 2}
+
+
 def test_a_rotated_picture_is_a_remark(good):
     tags = Image.Exif()
     tags[274] = 8
@@ -202,11 +236,18 @@ def test_missing_proposals_are_errors(good):
     assert missing.kind == "proposals missing" and "image b" in str(missing)
     assert len(report.sets[0].recall.best_iou) == 1  # of the image that has some
 
-    config.data.train[0].proposals = None
-    assert found(config, "proposals missing") == [(good.name, None, "error")]
-    config.data.train[0].proposals = str(good / "none.safetensors")
-    assert found(config, "unreadable proposals") == [("none.safetensors", None, "error")]
-    assert "not measured" in check(config, processes=1).text()
+    config.data.train[0].proposals = str(good / "none.json")
+    assert found(config, "unreadable proposals") == [("none.json", None, "error")]
+
+
+@pytest.mark.parametrize("proposals", [None, "none.safetensors"])
+def test_proposals_that_are_not_made_yet_are_one_remark(good, proposals):
+    config = make_config(good)
+    for dataset in (*config.data.train, *config.data.test):
+        dataset.proposals = proposals and str(good / proposals)
+    report = check(config, processes=1)
+    assert [(p.kind, p.file.name) for p in report.findings] == [("proposals not made yet", proposals or good.name)]
+    assert not report.wrong and "recall" not in report_text(report)
 
 
 def test_proposals_outside_their_image_are_errors(good):
@@ -223,18 +264,8 @@ def test_images_without_foreground_proposals_are_remarks(good):
     away = [0, 20, 9, 30]
     write_proposals(good / "proposals.safetensors", {"a": [away], "b": [[30, 5, 40, 15]], "c": []})
     config = make_config(good)
-    assert found(config, "no foreground proposal") == [("a.jpg", None, "noted"), ("c.jpg", None, "noted")]
+    assert found(config, "no foreground proposal") == [("a.jpg", None, "noted")]
     assert found(config, "no proposals") == [("c.jpg", None, "noted")]
-
-
-def test_quick_findings_name_classes_without_objects(tmp_path):
-    boxes = np.zeros((1, 4), np.float32), np.array([2]), np.array([False])
-    record = ImageRecord("a", tmp_path / "a.jpg", 9, 9, *boxes, None)
-    findings = quick_findings("train", ImageSet([record], {}), ["cat", "dog", "emu"])
-    assert [(str(p.file), "'cat'" in p.text, "'emu'" in p.text) for p in findings] == [
-        ("data.train", True, False),
-        ("data.train", False, True),
-    ]
 
 
 def test_processes_find_what_one_finds(tmp_path):
@@ -250,12 +281,13 @@ def test_processes_find_what_one_finds(tmp_path):
 
 
 def test_the_report_groups_errors_first_and_shortens_long_lists(good):
-    put(good, "a", *[changed("<xmax>20", "<xmax>41")] * 4, changed("<xmax>20", "<xmax>12"))
+    outside = [changed("<xmax>20", f"<xmax>{x}") for x in (41, 42, 43, 44)]
+    put(good, "a", *outside, changed("<xmax>20", "<xmax>12"))
     report = check(make_config(good), processes=1)
-    text = report.text(per_kind=2)
+    text = report_text(report, per_kind=2)
     assert text.index("box outside: 4 (error)") < text.index("box tiny: 1 (noted)")
-    assert text.count("leaves the image") == 2 and "and 2 more" in text
-    assert report.text(per_kind=None).count("leaves the image") == 4
+    assert text.count("leaves the image") == 2 and "and 2 more; --all lists them" in text
+    assert report_text(report, per_kind=None).count("leaves the image") == 4
     (row,) = [line.split() for line in text.splitlines() if line.startswith("cat ")][:1]
     assert row == ["cat", "2", "0", "2", "1", "0", "1"]
     assert isinstance(report.findings[0], Problem)

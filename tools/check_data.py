@@ -20,10 +20,11 @@ def main() -> int:
     args = arguments()
 
     from fastrcnn.config_files import load
+    from fastrcnn.data.check_report import report_text
     from fastrcnn.data.checks import check
 
     report = check(load(args.config, args.overrides), args.processes)
-    print(report.text(per_kind=None if args.all else 10))
+    print(report_text(report, per_kind=None if args.all else 10))
     return 1 if report.wrong else 0
 
 

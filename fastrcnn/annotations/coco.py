@@ -17,7 +17,7 @@ from fastrcnn.annotations.coco_file import CocoFile, Entry, id_key, read_coco_fi
 from fastrcnn.annotations.folders import image_id, is_picture
 from fastrcnn.annotations.objects import check_box, check_class, no_box, read_size, unreadable
 from fastrcnn.annotations.pictures import Pictures
-from fastrcnn.annotations.problems import Outcome, Problem
+from fastrcnn.annotations.problems import Outcome, Problem, of_class
 from fastrcnn.annotations.records import ImageRecord, Object, make_record
 from fastrcnn.annotations.splits import Found, Listing, Source
 from fastrcnn.config import DataConfig, DataSetConfig
@@ -156,11 +156,12 @@ def _read_object(
         box = _enclosing(annotation.get("segmentation"))
         if box is None:
             has = "a mask (RLE)" if isinstance(annotation.get("segmentation"), dict) else "no polygon either"
-            return None, [no_box("box missing", f"it has no bbox, and {has}", file.path, where, data)]
+            missing = no_box("box missing", f"it has no bbox, and {has}", file.path, where, data)
+            return None, of_class([missing], file.names[category])
     else:
         box = _half_open(bbox)
     good, problems = check_box(box, f"{bbox or 'around its polygon'!s:.80}", size, file.path, where, data)
-    return None if good is None else (good, label, bool(crowd)), problems
+    return None if good is None else (good, label, bool(crowd)), of_class(problems, file.names[category])
 
 
 def _half_open(bbox: Any) -> np.ndarray:

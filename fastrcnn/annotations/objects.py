@@ -29,10 +29,10 @@ def check_class(
     if plain_name(name) in index:
         return index[plain_name(name)], []
     if data.on_unknown_class == "ignore":
-        return None, [Problem("unknown class", file, where, f"its class {name!r} is not in classes", "ignored")]
+        return None, [Problem("unknown class", file, where, f"its class {name!r} is not in classes", "ignored", name)]
     near = _nearest(plain_name(name), tuple(index))
     text = f"its class {name!r} is not in classes (nearest: {near!r}); add it, or set data.on_unknown_class: ignore"
-    return None, [Problem("unknown class", file, where, text)]
+    return None, [Problem("unknown class", file, where, text, class_name=name)]
 
 
 @functools.lru_cache(maxsize=1000)

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,11 +21,17 @@ class Problem:
     object: int | str | None  # an object's number in its file, from 1, or what its file calls it, such as "line 3"
     text: str  # what is wrong, and the remedy
     outcome: Outcome = "error"
+    class_name: str | None = None  # of the object, as its file spells it, where it is known
 
     def __str__(self) -> str:
         thing = f"object {self.object}" if isinstance(self.object, int) else self.object
         sentence = f"{self.file}: " + (f"{thing}: " if thing else "") + self.text
         return sentence.encode("utf-8", "backslashreplace").decode()  # a name that is not UTF-8 would not print
+
+
+def of_class(problems: Sequence[Problem], class_name: str) -> list[Problem]:
+    """The problems of an object that its file gives this class."""
+    return [replace(problem, class_name=class_name) for problem in problems]
 
 
 def duplicate_id_problem(image_id: str, path: Path, first: Path) -> Problem:

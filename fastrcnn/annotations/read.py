@@ -8,6 +8,7 @@ whether a class is in the list, and what becomes of a bad box or an unreadable i
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -95,6 +96,9 @@ def read_data_set(dataset: DataSetConfig, data: DataConfig, index: dict[str, int
     sources = choose(listing.sources, dataset, data)
     for source in tqdm(sources, desc="annotations", unit="image", leave=False, delay=1):
         record, problems = source.read()
+        refused = sum(p.object is not None and p.outcome in ("error", "skipped") for p in problems)
+        if record is not None and refused:
+            record = replace(record, refused=refused)
         yield record, problems
         images += 1
         labelled += record is not None and record.annotation is not None

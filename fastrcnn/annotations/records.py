@@ -23,6 +23,7 @@ class ImageRecord:
     classes: np.ndarray  # int64 [G], in 1..K-1
     difficult: np.ndarray  # bool [G]
     annotation: Path | None  # the file that its objects are from; None for an image without one
+    refused: int = 0  # objects of that file that are left out as they are not right
 
 
 Object = tuple[np.ndarray, int, bool]  # box [4] (image pixels, half open), class, difficult
@@ -51,10 +52,8 @@ def for_training(records: Sequence[ImageRecord], data: DataConfig) -> list[Image
     """
     kept = [r for r in (training_record(record, data) for record in records) if r is not None]
     if not any(len(r.boxes) for r in kept):
-        raise FastRCNNError(
-            "data.train: holds no object of any class to train on; check classes, data.on_unknown_class, "
-            "data.on_bad_box and where the annotations are: tools/check_data.py tells what was left out"
-        )
+        why = "all are difficult: set data.drop_difficult: false" if data.drop_difficult else "check classes"
+        raise FastRCNNError(f"data.train: holds no object of any class to train on; {why}")
     return kept
 
 

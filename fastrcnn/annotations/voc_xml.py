@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from fastrcnn.annotations.objects import check_box, check_class
-from fastrcnn.annotations.problems import Problem
+from fastrcnn.annotations.problems import Problem, of_class
 from fastrcnn.annotations.records import ImageRecord, Object
 from fastrcnn.annotations.writing import file_of, shortest, write_text
 from fastrcnn.annotations.xml_tree import read_annotation
@@ -119,13 +119,13 @@ def _read_object(
     sides = _sides(element)
     problem = _check_shape(element, sides, size, data, path, number)
     if problem is not None:
-        return None, [problem]
+        return None, of_class([problem], name)
     box = _half_open(sides, data.xml_origin)
     hint = ""
     if data.xml_origin == 1 and -1 <= box[:2].min() < 0:
         hint = "; the first pixel is 1 here: set data.xml_origin: 0 if your tool counts from 0"
     good, problems = check_box(box, f"({', '.join(sides)})", size, path, number, data, hint)
-    return None if good is None else (good, label, FLAGS[flag]), problems
+    return None if good is None else (good, label, FLAGS[flag]), of_class(problems, name)
 
 
 def _check_shape(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fastrcnn.annotations.objects import check_box, check_class, no_box, put_on_edge, read_size, unlabelled
-from fastrcnn.annotations.problems import Problem
+from fastrcnn.annotations.problems import Problem, of_class
 from fastrcnn.annotations.records import ImageRecord, Object, make_record
 from fastrcnn.annotations.splits import Found, Listing, Source
 from fastrcnn.annotations.writing import file_of, write_text
@@ -94,16 +94,17 @@ def _read_line(
         known = f"0 to {max(names.by_number)}" if names.by_number else "none"
         text = f"its class {words[0]} has no name in {names.file}, which names {known}; add it there"
         return None, [Problem("unknown class number", label, where, text)], False
-    number, problems = check_class(names.by_number[int(numbers[0])], index, label, where, data)
+    name = names.by_number[int(numbers[0])]
+    number, problems = check_class(name, index, label, where, data)
     if number is None:
         return None, problems, False
     if max(map(abs, numbers[1:])) > PIXELS:
         text = f"its box {' '.join(words[1:5])} is not in fractions of the image; divide pixels by its width and height"
-        return None, [no_box("box not in fractions", text, label, where, data)], False
+        return None, of_class([no_box("box not in fractions", text, label, where, data)], name), False
     polygon = len(numbers) > 5
     box = put_on_edge(_around(numbers[1:]) if polygon else _corners(*numbers[1:]), 1.0, 1.0, ROUNDING)
     good, problems = check_box(box * (size * 2), f"({' '.join(words[1:5])})", size, label, where, data)
-    return None if good is None else (good, number, False), problems, polygon
+    return None if good is None else (good, number, False), of_class(problems, name), polygon
 
 
 def _numbers(words: list[str], keypoints: int) -> list[float] | str:

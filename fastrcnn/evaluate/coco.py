@@ -21,25 +21,28 @@ log = logging.getLogger(__name__)
 NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 
-def evaluate_coco(detections: DetectionRows, ground_truth: ObjectRows, class_count: int) -> dict[str, float]:
+def evaluate_coco(
+    detections: DetectionRows, ground_truth: ObjectRows, class_count: int, max_detections: int = 100
+) -> dict[str, float]:
     """AP, AP50, AP75, AP_small, AP_medium and AP_large, means over the classes that have objects; NaN where none has.
 
-    class_count is K; COCO looks at the best 100 detections of an image and class. What pycocotools prints is logged
-    at level DEBUG.
+    class_count is K. The best `max_detections` of an image and class are looked at; COCO's number is 100. What
+    pycocotools prints is logged at level DEBUG.
     """
     images = np.union1d(detections.images, ground_truth.images).tolist()
     objects = _annotations(ground_truth, iscrowd=ground_truth.difficult.astype(int))
     found = _annotations(detections, iscrowd=np.zeros(len(detections.scores), int), score=detections.scores)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         scoring = COCOeval(_coco(images, class_count, objects), _coco(images, class_count, found), "bbox")
+        scoring.params.maxDets = [1, min(10, max_detections), max_detections]  # summarize wants three
         scoring.evaluate()
         scoring.accumulate()
         scoring.summarize()
     log.debug("%s", printed.getvalue())
+    precision = scoring.eval["precision"][..., 0, -1]  # of objects of all sizes; AP of summarize knows 100 only
+    values = [precision[precision >= 0].mean() if (precision >= 0).any() else -1, *scoring.stats[1 : len(NAMES)]]
     # pycocotools says -1 for a mean over nothing.
-    return {
-        name: float(value) if value >= 0 else float("nan") for name, value in zip(NAMES, scoring.stats, strict=False)
-    }
+    return {name: float(value) if value >= 0 else float("nan") for name, value in zip(NAMES, values, strict=True)}
 
 
 def _annotations(rows: DetectionRows | ObjectRows, **columns: np.ndarray) -> list[dict]:

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fastrcnn.annotations.problems import Problem, log_problems
 from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.config import Config, DataSetConfig
+from fastrcnn.data.check_labels import crowded, nothing_labelled, refuse_errors
 from fastrcnn.data.image_set import ImageSet, open_data
 from fastrcnn.detect.detector import Detector, detection_settings
 from fastrcnn.detections import DetectedImage, read_detections, write_detections
@@ -52,7 +54,9 @@ def evaluate_weights(config: Config, weights: str | Path, folder: str | Path, wi
     folder, weights, device = Path(folder), weights_file(weights), choose_device(config.device)
     _check_outputs(config, weights, folder, (DETECTIONS, *SCORES))
     with lock(folder / ".lock", "the results folder"):
-        images = open_data(_test_sets(config), config)
+        problems: list[Problem] = []
+        images = open_data(_test_sets(config), config, problems)
+        _check_labels(config, images.records, problems)
         detector = _detector(config, weights, device)
         journal = _journal(folder / PARTIAL, _key(config, weights, images))
         found = _detect_all(detector, images, journal)
@@ -68,13 +72,22 @@ def evaluate_detections(
     """Score saved detections (a detections.json) on config.data.test again, without the network."""
     _check_outputs(config, detections, Path(folder), SCORES)
     _, images = read_detections(detections)
-    records = read_data_sets(_test_sets(config), config.data, config.classes)
+    problems: list[Problem] = []
+    records = read_data_sets(_test_sets(config), config.data, config.classes, problems)
+    _check_labels(config, records, problems)
     return _score(config, images, records, Path(folder), with_coco)
 
 
 def _check_outputs(config: Config, source: str | Path, folder: Path, names: Sequence[str]) -> None:
     read = [source, *(dataset.proposals for dataset in config.data.test or [] if dataset.proposals)]
     refuse_overwrite(read, [folder / name for name in names])
+
+
+def _check_labels(config: Config, records: Sequence[ImageRecord], problems: Sequence[Problem]) -> None:
+    """Warn of images with more objects than detections. Raises FastRCNNError when there is no object to find."""
+    nothing = nothing_labelled("test", records, problems, config.classes)
+    refuse_errors([nothing] if nothing else [])
+    log_problems(crowded(records, config.test.max_detections))
 
 
 def _detector(config: Config, weights: str | Path, device: torch.device) -> Detector:
@@ -106,7 +119,7 @@ def _score(
     numbers: dict[str, Any] = {"map": _number(result.mean_ap), "metric": result.metric}
     numbers["ap"] = {name: _number(ap) for name, ap in zip(config.classes, result.ap[1:].tolist(), strict=True)}
     if with_coco and any(record.annotation for record in records):
-        values = coco.evaluate_coco(*rows, len(config.classes) + 1)
+        values = coco.evaluate_coco(*rows, len(config.classes) + 1, config.test.max_detections)
         numbers["coco"] = {name: _number(value) for name, value in values.items()}
         table += "\nCOCO: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     write_json(folder / "results.json", numbers)

@@ -15,7 +15,8 @@ from fastrcnn.annotations.problems import Problem, log_problems
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.config_files import save
-from fastrcnn.data.checks import files_in_both, quick_findings
+from fastrcnn.data.check_labels import label_findings, refuse_errors
+from fastrcnn.data.checks import files_in_both
 from fastrcnn.data.image_set import open_data
 from fastrcnn.data.loader import Batch, BatchDataset, batches
 from fastrcnn.data.survey import Survey
@@ -31,7 +32,7 @@ from fastrcnn.train.log_file import log_file
 from fastrcnn.train.metrics import Metrics, read_metrics
 from fastrcnn.train.signals import stop_signals
 from fastrcnn.train.solver import make_optimizer, schedule, set_rate
-from fastrcnn.train.step import not_finite, start_fully_connected, train_step
+from fastrcnn.train.step import first_batches, not_finite, start_fully_connected, train_step
 from fastrcnn.train.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -80,8 +81,11 @@ def prepare(config: Config, resume: bool, problems: list[Problem], stop: threadi
     if (folder / "config.yaml").exists() and not resume:
         raise FastRCNNError(f"{folder}: holds a run already; add --resume to resume it, or output=... for another")
     survey = Survey(config)
-    images = open_data(config.data.train, config, problems, survey.add).for_training(config.data)
-    log_problems(quick_findings("train", images, config.classes))
+    images = open_data(config.data.train, config, problems, survey.add)
+    findings = label_findings("train", images.records, problems, config)
+    refuse_errors(findings)
+    log_problems(findings)
+    images = images.for_training(config.data)
     with contextlib.suppress(FastRCNNError):  # the test sets need not be there yet
         log_problems(files_in_both(config))
     digest = survey.digest
@@ -111,8 +115,10 @@ def prepare(config: Config, resume: bool, problems: list[Problem], stop: threadi
         cache.make(model, device, stop)
     pixels = model.normalisation
     dataset = BatchDataset(images, config, pixels.mean, pixels.std, cache.features if cache else None)
-    if checkpoint is None and not {"fc6", "fc7"} <= loaded:
-        start_fully_connected(model, dataset, device)
+    if checkpoint is None:
+        seen_first = first_batches(dataset)
+        if not {"fc6", "fc7"} <= loaded:
+            start_fully_connected(model, seen_first, device)
     return Run(config, folder, first, model, optimizer, statistics.to(device), dataset, digest)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from fastrcnn.train.solver import clip_gradient, gradient_norm
 
 log = logging.getLogger(__name__)
 
-START_BATCHES = 4  # batches whose RoIs set the scale of fc6 and fc7 when these start at random
+START_BATCHES = 4  # batches that must have RoIs; these set the scale of fc6 and fc7 when they start at random
 
 
 def train_step(
@@ -67,23 +68,26 @@ def _frozen_maps(model: FastRCNN, batch: Batch) -> list[Tensor]:
     return batch.maps or [model.frozen_features(image) for image in batch.images]
 
 
-@torch.no_grad()
-def start_fully_connected(model: FastRCNN, dataset: BatchDataset, device: torch.device) -> None:
-    """Scale fc6 and fc7 by the features of the RoIs that training will see first.
+def first_batches(dataset: BatchDataset) -> list[Batch]:
+    """What training will see first. Raises FastRCNNError when there is no RoI in it, from which nothing is learned."""
+    first = list(batches(dataset, 0, START_BATCHES, workers=0, pin_memory=False))
+    if not any(len(batch.labels) for batch in first):
+        raise FastRCNNError(
+            f"the first {START_BATCHES} iterations have no RoI at all: no proposal overlaps an object enough to be "
+            "foreground or background; look at both with tools/check_data.py"
+        )
+    return first
 
-    Raises FastRCNNError when there is none.
-    """
+
+@torch.no_grad()
+def start_fully_connected(model: FastRCNN, first: Sequence[Batch], device: torch.device) -> None:
+    """Scale fc6 and fc7 by the features of the RoIs that training will see first."""
     pooled = []
-    for batch in batches(dataset, 0, START_BATCHES, workers=0, pin_memory=False):
+    for batch in first:
         batch = batch.to(device)
         rois = [project(boxes, scale) for boxes, scale in zip(batch.rois, batch.scales, strict=True)]
         features = model.trained_features(_frozen_maps(model, batch))
         pooled.append(roi_pool(features, rois, model.config.pool_size, 1 / model.stride).flatten(1))
     found = torch.cat(pooled)
-    if not len(found):
-        raise FastRCNNError(
-            f"the first {START_BATCHES} iterations have no RoI at all: no proposal overlaps an object enough to be "
-            "foreground or background; look at both with tools/check_data.py"
-        )
     scaled_start(model, found)
     log.info("fc6 and fc7 start at random; pooled features are divided by %.2f", 1 / float(model.feature_scale))

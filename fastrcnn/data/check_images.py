@@ -1,0 +1,110 @@
+"""What decoding every image tells: which cannot be read, which are turned, which are the same picture."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from fastrcnn.annotations.problems import Problem
+from fastrcnn.annotations.records import ImageRecord
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import file_digest
+from fastrcnn.images import FORMATS, orientation, read_image, used_range
+from fastrcnn.processes import cores, workers
+
+IN_BOTH = "image in train and test"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What decoding one image file tells."""
+
+    digest: bytes | None  # of the file's bytes, as in a proposals file; None when unreadable
+    findings: list[Problem]
+
+
+def decode_all(paths: Sequence[Path], processes: int | None) -> dict[Path, Pixels]:
+    """Decode every image, in `processes`, all cores by default. Raises FastRCNNError when a process dies."""
+    # a process takes as long to start as to decode some hundred
+    processes = max(min(processes or cores(), len(paths) // 64), 1)
+    with nullcontext() if processes == 1 else workers(processes) as pool:
+        results = map(_decode, paths) if pool is None else pool.map(_decode, paths, chunksize=16)
+        bar = tqdm(results, total=len(paths), desc="images", unit="image", leave=False)
+        try:
+            return dict(zip(paths, bar, strict=True))
+        except BrokenProcessPool:
+            raise FastRCNNError(
+                "decoding images: a process died, perhaps for lack of memory; run again with fewer processes"
+            ) from None
+
+
+def as_problem(kind: str, file: Path, error: FastRCNNError) -> Problem:
+    """An error as a finding; its message may name another file than `file` as the culprit, which then comes first."""
+    culprit, colon, text = str(error).partition(": ")
+    return Problem(kind, Path(culprit), None, text) if colon else Problem(kind, file, None, str(error))
+
+
+def _decode(path: Path) -> Pixels:
+    try:
+        read_image(path)
+    except FastRCNNError as e:
+        return Pixels(None, [as_problem("unreadable image", path, e)])
+    with Image.open(path, formats=FORMATS) as image:
+        turn = orientation(image)
+    findings = []
+    if turn != 1:
+        text = (
+            f"EXIF orientation {turn}: it is turned upright, and its boxes are taken to be drawn upright; look at one"
+        )
+        findings.append(Problem("EXIF rotation", path, None, text, "noted"))
+    used = used_range(path)
+    if used is not None:
+        text = f"has 16 bits a pixel but uses {used[0]} to {used[1]} only, so that it is read as dark or black"
+        text += f"; multiply its values by {65535 // max(used[1], 1)}, or save it with 8 bits"
+        findings.append(Problem("dark 16 bits", path, None, text, "noted"))
+    return Pixels(file_digest(path), findings)
+
+
+def same_pictures(paths: dict[str, list[Path]], digests: Mapping[Path, bytes | None]) -> list[Problem]:
+    """Images with equal digests: an error between train and test, whose score would be a lie; else a remark.
+
+    `paths` are those of each part, train and test.
+    """
+    found = []
+    first: dict[str, dict[bytes, Path]] = {"train": {}, "test": {}}
+    for part in ("train", "test"):
+        for path in paths[part]:
+            digest = digests[path]
+            if digest is None:
+                continue
+            if part == "test" and digest in first["train"]:
+                text = f"is trained on as {first['train'][digest]}; take it out of data.train or data.test"
+                found.append(Problem(IN_BOTH, path, None, text))
+            if digest in first[part]:
+                text = f"is the same file as {first[part][digest]}; it counts twice in data.{part}"
+                found.append(Problem("duplicate image", path, None, text, "noted"))
+            first[part].setdefault(digest, path)
+    return found
+
+
+def other_labels(records: Sequence[ImageRecord], digests: Mapping[Path, bytes | None]) -> list[Problem]:
+    """Equal pictures, by the bytes of their files, whose objects differ."""
+    found = []
+    first: dict[bytes, ImageRecord] = {}
+    for record in records:
+        digest = digests.get(record.path)
+        other = record if digest is None else first.setdefault(digest, record)
+        if _objects(other) != _objects(record):
+            numbers = f"{len(record.boxes)} and {len(other.boxes)} objects"
+            text = f"is the same picture as {other.path} with other labels ({numbers}); keep the right ones for both"
+            found.append(Problem("equal pictures, other labels", record.path, None, text, "noted"))
+    return found
+
+
+def _objects(record: ImageRecord) -> set[tuple[int, ...]]:
+    rows = zip(record.classes.tolist(), record.boxes.tolist(), strict=True)
+    return {(number, *box) for number, box in rows}

@@ -49,6 +49,15 @@ def test_no_detections():
     assert (scores["AP"], scores["AP_small"]) == (0, 0)
 
 
+def test_as_many_detections_as_asked_for_are_looked_at():
+    """All of 150 objects are found; COCO's own limit would see 100 of them."""
+    boxes = [(12 * i, 0, 12 * i + 10, 10) for i in range(150)]
+    rows = scene([(0, 1, 0.9, b) for b in boxes], [(0, 1, b) for b in boxes])
+    for limit, recall in ((150, 1.0), (100, 67 / 101), (1, 1 / 101)):  # recall 0, 0.01, ... up to 100 / 150 = 0.667
+        scores = evaluate_coco(*rows, 2, limit)
+        assert [scores[name] for name in ("AP", "AP50", "AP_small")] == pytest.approx([recall] * 3)
+
+
 def test_difficult_objects_are_neither_right_nor_wrong():
     box, other = (0, 0, 10, 10), (50, 50, 60, 60)
     found = [(0, 1, 0.9, box), (0, 1, 0.8, box), (0, 1, 0.7, other)]

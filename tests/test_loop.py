@@ -252,7 +252,11 @@ def test_weights_that_are_not_finite_stop_with_the_images_named_and_are_not_save
     assert not (tmp_path / "run/model.safetensors").exists()
 
 
-def test_a_start_without_any_roi_is_an_error(tree, tmp_path):
+@pytest.mark.parametrize("start", ["weights", "random"])
+def test_a_start_without_any_roi_is_an_error(tree, tmp_path, start):
+    """Also where fc6 and fc7 come with weights, so that no RoI sets their scale."""
+    if start == "weights":
+        tree["model"]["weights"] = str(train(config_of(tree, tmp_path / "before", max_iterations=1)))
     tree["sampling"] |= {"background_iou": [0.49, 0.4900001], "foreground_fraction": 0.0}
     with pytest.raises(FastRCNNError, match="the first 4 iterations have no RoI at all"):
         train(config_of(tree, tmp_path / "run"))
@@ -270,3 +274,16 @@ def test_a_run_resumes_on_data_that_moved(tree, shapes, tmp_path):
     tree["data"]["train"] = [moved]
     with pytest.raises(FastRCNNError, match="other images, boxes or proposals"):
         train(config_of(tree, tmp_path / "run", max_iterations=9), resume=True)
+
+
+def test_a_training_set_without_objects_is_an_error_before_training(tree, tmp_path):
+    tree |= {"classes": ["unicorn"], "data": {**tree["data"], "on_unknown_class": "ignore"}}
+    with pytest.raises(FastRCNNError, match="data.train: holds no object of any class in its .*nearest"):
+        train(config_of(tree, tmp_path / "run"))
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_more_objects_than_detections_are_warned_of(tree, tmp_path, caplog):
+    tree["test"] = {"max_detections": 1}
+    train(config_of(tree, tmp_path / "run", max_iterations=1))
+    assert "test.max_detections keeps 1 detections" in caplog.text

@@ -77,3 +77,15 @@ def test_a_test_set_without_annotations_is_detected_in_and_not_scored(tree, shap
     assert len(json.loads((tmp_path / "results" / "detections.json").read_text())["images"]) == 4
     assert len(list((tmp_path / "results" / "voc").glob("comp4_det_test_*.txt"))) == len(config.classes)
     assert json.loads((tmp_path / "results" / "results.json").read_text())["map"] is None
+
+
+def test_a_test_set_without_objects_is_an_error_and_crowded_images_are_warned_of(tree, tmp_path, caplog):
+    config = configs.from_dict(tree | {"test": {"max_detections": 1}})
+    path = tmp_path / "detections.json"
+    write_detections(path, config.classes, [])
+    with pytest.raises(FastRCNNError, match="not of the same images"):
+        evaluate_detections(config, path, tmp_path / "results")
+    assert "test.max_detections keeps 1 detections" in caplog.text
+    tree |= {"classes": ["unicorn"], "data": {**tree["data"], "on_unknown_class": "ignore"}}
+    with pytest.raises(FastRCNNError, match="data.test: holds no object of any class"):
+        evaluate_detections(configs.from_dict(tree), path, tmp_path / "results")

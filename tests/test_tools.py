@@ -206,3 +206,10 @@ def test_ctrl_c_stops_training_in_order(workspace):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in errors
     assert list((workspace / "runs/stopped").glob("checkpoint_*.safetensors"))
+
+
+def test_proposals_of_a_training_set_without_objects_are_not_searched(workspace):
+    names = ("classes=[unicorn]", "data.on_unknown_class=ignore", "data.train.0.proposals=none.safetensors")
+    said = run("proposals", "small.yaml", *names, cwd=workspace, code=1).stderr
+    assert "data.train: holds no object of any class" in said and "nearest to" in said
+    assert not (workspace / "none.safetensors").exists()

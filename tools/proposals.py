@@ -21,6 +21,7 @@ def main() -> None:
     from fastrcnn.annotations.ids import distinct_ids
     from fastrcnn.annotations.read import read_data_sets
     from fastrcnn.config_files import load
+    from fastrcnn.data.check_labels import nothing_labelled, refuse_errors
     from fastrcnn.errors import FastRCNNError
     from fastrcnn.proposals.fit import open_proposals
     from fastrcnn.proposals.make import make_proposals
@@ -28,6 +29,7 @@ def main() -> None:
 
     config = load(args.config, args.overrides)
     by_path: dict[str, list] = {}  # several data sets may share one file
+    labelled, left_out = [], []  # the records of data.train, and what is wrong with them
     for part in ("train", "test"):
         for i, dataset in enumerate(getattr(config.data, part)):
             key = f"data.{part}.{i}"
@@ -35,8 +37,15 @@ def main() -> None:
                 raise FastRCNNError(
                     f"{args.config}: {key}.proposals is not set; name a file, such as proposals.safetensors"
                 )
-            records = read_data_sets([dataset], config.data, config.classes)
+            problems: list = []
+            records = read_data_sets([dataset], config.data, config.classes, problems)
+            if part == "train":
+                labelled += records
+                left_out += problems
             by_path.setdefault(dataset.proposals, []).append((f"{key} ({dataset.label})", dataset, records))
+
+    nothing = nothing_labelled("train", labelled, left_out, config.classes)
+    refuse_errors([nothing] if nothing else [])
 
     for path, sets in by_path.items():
         names, datasets, records_of = zip(*sets, strict=True)

@@ -61,7 +61,7 @@ def nothing_labelled(
     text = (
         f"holds no object of any class in its {len(records)} images: {_cause(annotated, left_out, problems, classes)}"
     )
-    return Problem("no object at all", Path(f"data.{part}"), None, text)
+    return Problem("no objects at all", Path(f"data.{part}"), None, text)
 
 
 def _cause(

@@ -1,6 +1,6 @@
 """What is wrong with the proposals of a data set, and which objects they cannot find."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,13 +47,14 @@ def other_pictures(proposals: Proposals, records: list[ImageRecord], pixels: dic
             yield Problem("proposals of another picture", record.path, None, text, "noted")
 
 
-def without_proposals(records: Sequence[ImageRecord], proposals: Proposals) -> Iterator[Problem]:
-    """Images with no proposal at all."""
-    for record in records:
-        if len(proposals[record.id]) == 0:
-            gives = "it trains on its objects alone" if len(record.boxes) else "it gives training no RoI"
-            text = f"has 0 proposals: {gives}, and nothing in it can be found"
-            yield Problem("no proposals", record.path, None, text, "noted")
+def without_proposals(record: ImageRecord, proposals: np.ndarray) -> list[Problem]:
+    """A remark if an image has no proposal [P, 4] at all."""
+    if len(proposals):
+        return []
+    gives = "it trains on its objects alone" if len(record.boxes) else "it gives training no RoI"
+    return [
+        Problem("no proposals", record.path, None, f"has 0 proposals: {gives}, and nothing in it can be found", "noted")
+    ]
 
 
 def without_foreground(

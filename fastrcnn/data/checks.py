@@ -168,7 +168,7 @@ def _check_proposals(
         return None, findings
     known = [record for record in records if record.id in proposals]
     findings += other_pictures(proposals, known, pixels)
-    findings += without_proposals(known, proposals)
+    findings += [problem for record in known for problem in without_proposals(record, proposals[record.id])]
     if any(p.kind not in ("proposals missing", "proposals of another picture", "no proposals") for p in findings):
         return None, findings
     log.info("measuring how many objects %s covers", proposals.path)

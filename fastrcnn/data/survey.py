@@ -4,9 +4,11 @@ import hashlib
 
 import numpy as np
 
+from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.records import ImageRecord, training_record
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
+from fastrcnn.data.check_proposals import without_proposals
 from fastrcnn.data.sampling import TargetSums
 
 
@@ -15,6 +17,7 @@ class Survey:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.findings: list[Problem] = []  # on images that their proposals do not help
         self._digest = hashlib.blake2b(digest_size=16)
         self._sums = TargetSums(len(config.classes) + 1, config.sampling.foreground_iou)
 
@@ -27,6 +30,7 @@ class Survey:
         self._digest.update(used.boxes.tobytes() + used.classes.tobytes())
         self._digest.update(np.ascontiguousarray(proposals).tobytes())
         self._sums.add(used, proposals)
+        self.findings += without_proposals(used, proposals)
 
     @property
     def digest(self) -> str:

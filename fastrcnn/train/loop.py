@@ -17,7 +17,7 @@ from fastrcnn.config import Config
 from fastrcnn.config_files import save
 from fastrcnn.data.check_labels import label_findings, refuse_errors
 from fastrcnn.data.checks import files_in_both
-from fastrcnn.data.image_set import open_data
+from fastrcnn.data.image_set import ImageSet, open_data
 from fastrcnn.data.loader import Batch, BatchDataset, batches
 from fastrcnn.data.survey import Survey
 from fastrcnn.device import choose_device
@@ -80,14 +80,7 @@ def prepare(config: Config, resume: bool, problems: list[Problem], stop: threadi
     folder, device = Path(config.output), choose_device(config.device)
     if (folder / "config.yaml").exists() and not resume:
         raise FastRCNNError(f"{folder}: holds a run already; add --resume to resume it, or output=... for another")
-    survey = Survey(config)
-    images = open_data(config.data.train, config, problems, survey.add)
-    findings = label_findings("train", images.records, problems, config)
-    refuse_errors(findings)
-    log_problems(findings)
-    images = images.for_training(config.data)
-    with contextlib.suppress(FastRCNNError):  # the test sets need not be there yet
-        log_problems(files_in_both(config))
+    images, survey = _open_data(config, problems)
     digest = survey.digest
     checkpoint = load_latest(folder, config, digest) if resume else None
     first = checkpoint.iteration if checkpoint else 0
@@ -120,6 +113,18 @@ def prepare(config: Config, resume: bool, problems: list[Problem], stop: threadi
         if not {"fc6", "fc7"} <= loaded:
             start_fully_connected(model, seen_first, device)
     return Run(config, folder, first, model, optimizer, statistics.to(device), dataset, digest)
+
+
+def _open_data(config: Config, problems: list[Problem]) -> tuple[ImageSet, Survey]:
+    """The training set; what is worth a look is logged. Raises FastRCNNError for labels of no use."""
+    survey = Survey(config)
+    images = open_data(config.data.train, config, problems, survey.add)
+    findings = [*label_findings("train", images.records, problems, config), *survey.findings]
+    refuse_errors(findings)
+    log_problems(findings)
+    with contextlib.suppress(FastRCNNError):  # the test sets need not be there yet
+        log_problems(files_in_both(config))
+    return images.for_training(config.data), survey
 
 
 def iterate(run: Run, evaluate: Evaluate | None, stop: threading.Event) -> None:

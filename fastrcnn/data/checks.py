@@ -102,7 +102,7 @@ class _Part:
     """What reading the annotations of a part gives."""
 
     name: str
-    sets: list[tuple[DataSetConfig, list[ImageRecord]]] 
+    sets: list[tuple[DataSetConfig, list[ImageRecord]]]
     problems: list[Problem]
 
     @property

@@ -36,7 +36,8 @@ def picture(size):
 
 def names(forbidden, most):
     characters = st.characters(exclude_categories=("Cs",), exclude_characters=forbidden)
-    return st.text(characters, min_size=1, max_size=most).filter(lambda name: name.strip() == name and name[0] != ".")
+    text = st.text(characters, min_size=1, max_size=most).map(functools.partial(unicodedata.normalize, "NFC"))
+    return text.filter(lambda name: name.strip() == name and name[0] != ".")
 
 
 def is_line(name):
@@ -50,7 +51,7 @@ def records_of(draw, for_format):
     """Records, as a reader gives them, and the names of their classes."""
     for_list = for_format == "voc"  # one id a line, in XML files
     plain_name = names(FORBIDDEN, 8).filter(is_line if for_list else bool)
-    ids = st.lists(plain_name, min_size=1, max_size=1 if for_list else 3).map("/".join)
+    ids = st.lists(plain_name, min_size=1, max_size=3).map(lambda parts: unicodedata.normalize("NFC", "/".join(parts)))
     unique = lambda text: unicodedata.normalize("NFC", text).lower()  # noqa: E731
     classes = draw(
         st.lists(names("", 8).filter(is_line if for_list else bool), min_size=1, max_size=3, unique_by=unique)
@@ -156,7 +157,7 @@ def test_several_parts_share_a_folder(tmp_path):
     for write in WRITERS.values():
         write([one("a")], ["cat"], tmp_path, "train")
         write([one("b")], ["cat"], tmp_path, "val")
-    assert (tmp_path / "data.yaml").read_text() == "train: images/train\nval: images/val\nnames:\n  0: cat\n"
+    assert (tmp_path / "data.yaml").read_text() == 'train: images/train\nval: images/val\nnames:\n  0: "cat"\n'
     assert sorted(p.name for p in (tmp_path / "annotations").iterdir()) == [
         "instances_train.json",
         "instances_val.json",

@@ -257,6 +257,9 @@ def _text_files(folder: Path) -> set[str]:
 def write_description(folder: Path, classes: Sequence[str], split: str) -> None:
     """Write data.yaml for the parts in images/, and `split`. Raises FastRCNNError as atomic_write does."""
     parts = {split} | {part for part in PARTS if (folder / "labels" / part).is_dir()}
-    tree = {**{part: f"images/{part}" for part in sorted(parts)}, "names": dict(enumerate(classes))}
+    lines = [f"{part}: images/{part}" for part in sorted(parts)] + ["names:"]
+    for number, name in enumerate(classes):  # quoted: off is a name, and not False
+        quoted = yaml.safe_dump(name, default_style='"', allow_unicode=name.isprintable(), width=10**6)
+        lines.append(f"  {number}: {quoted.strip()}")
     with atomic_write(folder / "data.yaml") as file:
-        file.write(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
+        file.write("".join(f"{line}\n" for line in lines).encode())

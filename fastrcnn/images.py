@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from fastrcnn.errors import FastRCNNError
 
@@ -103,10 +104,10 @@ def used_range(path: str | Path) -> tuple[int, int] | None:
         return (low, high) if high < 1 << 12 else None
 
 
-def _raw_mode(image: Image.Image) -> str:
+def _raw_mode(image: ImageFile.ImageFile) -> str:
     """How the file stores a pixel, such as RGB;16B."""
     arguments = image.tile[0][3]
-    return str(arguments if isinstance(arguments, str) else arguments[0])
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
 def orientation(image: Image.Image) -> int:
@@ -135,7 +136,7 @@ def _check_single(image: Image.Image, path: str | Path) -> None:
     frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
     if frames == 1 or image.format == "MPO":
         return
-    if image.format != "TIFF":
+    if not isinstance(image, TiffImageFile):
         raise FastRCNNError(f"{path}: is an animation of {frames} frames; save the one you mean as a picture")
     pages = 1
     for page in range(1, frames):

@@ -68,11 +68,12 @@ class BatchDataset(Dataset):
 
     def __getitem__(self, iteration: int) -> Batch | FastRCNNError:
         try:
-            return self._batch(iteration)
+            return self.batch(iteration)
         except FastRCNNError as e:
             return e
 
-    def _batch(self, iteration: int) -> Batch:
+    def batch(self, iteration: int) -> Batch:
+        """The batch of an iteration. Raises FastRCNNError when a file of it cannot be read."""
         config, image_config = self.config, self.config.image
         planned = plan_batch(config.seed, iteration, len(self.images), image_config, config.sampling.images_per_batch)
         images, maps, scales, drawn = [], [], [], []

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ def detect(rounds: int, small: bool) -> dict[str, Any]:
         assembly = Assembly(*models["float32"]).eval()
         detectors = {name: Detector(model, config, torch.device("cpu")) for name, (model, config) in models.items()}
         compared = compare(detectors["float32"], assembly, path, proposals)
-        cases = {name: lambda d=d: d.detect(path, proposals) for name, d in detectors.items()}
+        cases: dict[str, Callable[[], object]] = {
+            name: partial(d.detect, path, proposals) for name, d in detectors.items()
+        }
         cases["assembly"] = lambda: assembly_detect(assembly, detectors["float32"], path, proposals)
         seconds = medians(rounds, {**cases, **products(size)})
         rate = rates(seconds, size)

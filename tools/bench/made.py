@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -51,7 +52,11 @@ def distinct_proposals(short_side: int = 600, stride: int = 16) -> np.ndarray:
 def made_config(small: bool, precision: str, cached: bool = False) -> Config:
     """VGG16 with the paper's settings and 20 classes; `cached`: those of voc07_cpu.yaml; `small`: the tiny network."""
     side, width = (400, 1024) if cached else (600, 4096)
-    model = {"backbone": "tiny" if small else "vgg16", "weights": "", "fc_width": 64 if small else width}
+    model: dict[str, Any] = {
+        "backbone": "tiny" if small else "vgg16",
+        "weights": "",
+        "fc_width": 64 if small else width,
+    }
     model["freeze_up_to"] = ("conv3_1" if small else "conv4_3") if cached else ("conv1" if small else "conv2_2")
     if cached:
         model["dropout"] = 0.0
@@ -85,8 +90,8 @@ def calibrate(model: FastRCNN, config: Config, path: Path, proposals: np.ndarray
         model.cls_score.weight *= 2 / scores.std(dim=0)[:, None]
         model.bbox_pred.weight *= 0.1 / deltas.std()
         scores, deltas = model.siblings(model.fully_connected(pooled))
-        model.cls_score.bias -= scores.mean(dim=0)
-        model.bbox_pred.bias -= deltas.mean(dim=0)
+        model.cls_score.bias.sub_(scores.mean(dim=0))
+        model.bbox_pred.bias.sub_(deltas.mean(dim=0))
         scores -= scores.mean(dim=0)
         low, high = 0.0, 30.0
         for _ in range(30):
@@ -132,14 +137,14 @@ class Training:
         )
 
     def batch(self, iteration: int) -> Batch:
-        return self.dataset[iteration]
+        return self.dataset.batch(iteration)
 
     def stored_batch(self, iteration: int) -> Batch:
         self.config.feature_cache = str(self.folder / "features")
         cache = FeatureCache(self.records, self.config, self.model)
         cache.make(self.model, torch.device("cpu"), threading.Event())
         self.dataset.frozen_features = cache.features
-        return self.dataset[iteration]
+        return self.dataset.batch(iteration)
 
     def step(self, batch: Batch) -> dict[str, float]:
         return step.train_step(self.model, self.optimizer, batch, self.statistics, self.config)

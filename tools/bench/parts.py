@@ -4,8 +4,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms, roi_pool
 
+from fastrcnn.annotations.records import make_record
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.detect.nms import select_detections
 from fastrcnn.evaluate.coco import evaluate_coco
@@ -34,13 +35,22 @@ def pooling(rounds: int, small: bool) -> dict[str, Any]:
     rois = project(torch.from_numpy(distinct_proposals()), 600 / HEIGHT)
     maps = {"float32": feature, "bfloat16": feature.bfloat16()}
     default = {name: m.float()[None].contiguous() for name, m in maps.items()}
-    cases, checks = {}, {}
+
+    def run_through(m: Tensor) -> None:
+        for _ in pool_for_inference([m], [rois], 7, 1 / 16):
+            pass
+
+    def of_torchvision(m: Tensor) -> Tensor:
+        return roi_pool(m.float()[None].contiguous(), [rois], 7, 1 / 16)
+
+    cases: dict[str, Callable[[], object]] = {}
+    checks = {}
     for name, m in maps.items():
         ours = torch.cat([chunk.clone() for chunk in pool_for_inference([m], [rois], 7, 1 / 16)])
         theirs = roi_pool(default[name], [rois], 7, 1 / 16).permute(0, 2, 3, 1).flatten(1)
         checks[f"{name}: the same bits"] = torch.equal(ours.float(), theirs)
-        cases[name] = lambda m=m: [None for _ in pool_for_inference([m], [rois], 7, 1 / 16)]
-        cases[f"torchvision, {name}"] = lambda m=m: roi_pool(m.float()[None].contiguous(), [rois], 7, 1 / 16)
+        cases[name] = partial(run_through, m)
+        cases[f"torchvision, {name}"] = partial(of_torchvision, m)
     seconds = medians(rounds, cases)
     told = {
         name: {"ms": 1e3 * s} | ({"times as fast": seconds[f"torchvision, {name}"] / s} if name in maps else {})
@@ -66,8 +76,8 @@ def suppression(rounds: int, small: bool) -> dict[str, Any]:
         scores = torch.rand(len(proposals), 21, generator=noise)
         scores *= 0.05 / scores.flatten().sort(descending=True).values[wanted * 21 // 20]
         boxes = proposals[:, None] + 5 * torch.randn(len(proposals), 21, 4, generator=noise)
-        cases[f"{wanted} candidates"] = lambda s=scores, b=boxes: select_detections(s, b, 0.05, 0.3, 100)
-        cases[f"{wanted} candidates, a class at a time"] = lambda s=scores, b=boxes: loop(s, b)
+        cases[f"{wanted} candidates"] = partial(select_detections, scores, boxes, 0.05, 0.3, 100)
+        cases[f"{wanted} candidates, a class at a time"] = partial(loop, scores, boxes)
     seconds = medians(rounds, cases)
     told: dict[str, Any] = {}
     for name, s in seconds.items():
@@ -102,10 +112,8 @@ def proposals(rounds: int, small: bool) -> dict[str, Any]:
     """Selective search of made pictures on one process and on two; processes are started within the time."""
     count = 2 if small else 60
     with tempfile.TemporaryDirectory() as folder:
-        records = [
-            SimpleNamespace(id=f"{i}", path=picture(Path(folder), i), width=WIDTH, height=HEIGHT)
-            for i in range(1, count + 1)
-        ]
+        paths = {str(i): picture(Path(folder), i) for i in range(1, count + 1)}
+        records = [make_record(i, path, WIDTH, HEIGHT, [], None) for i, path in paths.items()]
 
         def search(processes: int) -> None:
             path = Path(folder) / "proposals.safetensors"
@@ -143,6 +151,6 @@ def start(rounds: int, small: bool) -> dict[str, Any]:
         def launch(words: list[str]) -> None:
             subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
 
-        seconds = medians(rounds, {name: lambda w=words: launch(w) for name, words in commands.items()})
+        seconds = medians(rounds, {name: partial(launch, words) for name, words in commands.items()})
     base = seconds["import torch, torchvision"]
     return {"cases": {name: {"ms": 1e3 * s, "times the import": s / base} for name, s in seconds.items()}}

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def configs_folder() -> Path:
-    """The folder of the configurations that come along: in the package where it is installed, else beside it."""
+    """Where the configurations that come with fastrcnn are: in the installed package, else beside it."""
     package = Path(__file__).resolve().parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
@@ -78,7 +78,7 @@ def save(config: Config, path: str | Path) -> None:
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a YAML file, from which editors complete and check its keys."""
     schema = Config.model_json_schema()
-    description = "A YAML file that this one is a diff from: beside this one, or one of those that come along."
+    description = "A YAML file that this one is a diff from: beside this one, or one that comes with fastrcnn."
     schema["properties"] = {"base": {"type": "string", "description": description}} | schema["properties"]
     del schema["required"]  # a base may name the classes
     return schema
@@ -158,7 +158,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any]
         tree, origins = _parse(path.read_text(encoding="utf-8-sig"), path)
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: no such configuration file; see {configs_folder()} for those that come along"
+            f"{path}: no such configuration file; see {configs_folder()} for those that come with fastrcnn"
         ) from None
     except OSError as e:
         raise ConfigError(f"{path}: cannot be read: {e.strerror}") from None

@@ -83,7 +83,7 @@ def test_training_leaves_a_run_folder(workspace):
     again = run("train", "small.yaml", cwd=workspace, code=1)
     assert "runs/small: holds a run already; add --resume" in again.stderr
     longer = run("train", "small.yaml", "--resume", "solver.max_iterations=8", cwd=workspace)
-    assert "going on from iteration 6" in longer.stderr
+    assert "resuming from iteration 6" in longer.stderr
 
 
 def test_evaluation_and_scoring_again(workspace):

@@ -27,7 +27,7 @@ def main() -> None:
     started = time.monotonic()
     print(f"Drawing {TRAIN} pictures to train on and {TEST} to test on, into {DATA}")
     make_shapes(DATA, TRAIN, TEST, SEED)
-    shutil.rmtree(RUN, ignore_errors=True)  # the demo's own, made anew each time
+    shutil.rmtree(RUN, ignore_errors=True)  # the demo's own, made again each time
     weights, compressed, found = RUN / "model.safetensors", RUN / "compressed.safetensors", RUN / "detections"
     tool("proposals", CONFIG)
     tool("train", CONFIG)

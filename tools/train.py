@@ -7,7 +7,7 @@ from _common import command, parser, run, shown
 
 def main() -> None:
     p = parser(__doc__, config=True)
-    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this run")
+    p.add_argument("--resume", action="store_true", help="resume from the last checkpoint of this run")
     p.add_argument("--eval-every", type=int, metavar="N", help="evaluate on data.test every N iterations")
     args = p.parse_intermixed_args()
 

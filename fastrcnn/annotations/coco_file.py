@@ -87,7 +87,7 @@ def _categories(entries: list[Any], path: Path, problems: list[Problem]) -> dict
             text = "has no id and name; write both"
             problems.append(Problem("bad category", path, f"category {number} of its list", text))
         elif names.setdefault(key, name) != name:
-            text = f"is both {names[key]!r} and {name!r}; number the categories anew, and their annotations"
+            text = f"is both {names[key]!r} and {name!r}; give them distinct ids, also in annotations"
             problems.append(Problem("bad category", path, f"category {key}", text))
     for name, count in Counter(map(str.strip, names.values())).items():
         if count > 1:
@@ -108,7 +108,7 @@ def _images(
         if key is None or not isinstance(name, str) or not name:
             problems.append(Problem("bad image entry", path, where, "has no id and file_name; write both"))
         elif key in images and images[key].name != name:
-            text = f"has the id {key} of {images[key].name}: whose objects are whose is not known; number them anew"
+            text = f"has the id {key} of {images[key].name}: give them distinct ids"
             problems.append(Problem("duplicate id", path, where, text))
         elif key not in images and name in names:
             text = f"is listed under two ids, the second {key}; join its annotations under one"

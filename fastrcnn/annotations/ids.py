@@ -1,4 +1,4 @@
-"""Ids of images that are told apart: data sets may have files of the same names."""
+"""Ids that stay distinct when data sets have files of the same names."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def distinct_ids(
 ) -> tuple[list[list[ImageRecord]], list[Problem]]:
     """The records of each data set, no id twice, and what was found.
 
-    Where sets have different files under one id, their ids get what tells their roots apart before them:
+    Where sets have different files under one id, the part in which their roots differ is put before their ids:
     d1/frame_0001 and d2/frame_0001. A file that is listed twice stays once, and is an error.
     """
     holders: dict[str, list[tuple[int, ImageRecord]]] = defaultdict(list)
@@ -45,7 +45,7 @@ def distinct_ids(
 
 
 def _prefixes(roots: Sequence[Path], chosen: Sequence[int]) -> dict[int, str]:
-    """What tells the chosen roots apart, with a slash behind it: what they share at both ends is left out."""
+    """The part in which the chosen roots differ, with a slash behind it: what they share at both ends is left out."""
     parts = {i: list(roots[i].resolve().parts) for i in chosen}
     if len({tuple(part) for part in parts.values()}) < 2:
         return {}

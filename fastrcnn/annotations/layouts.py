@@ -152,7 +152,7 @@ def _listed_pictures(layout: Layout, listing: Path, names: Sequence[str]) -> tup
         marked = f" but {len(absent)} marked -1" if absent else ""
         raise FastRCNNError(f"{listing}: names no images{marked}; check the split of the data set")
     remarks = {
-        "listed twice": (doubled, "stand in it more than once; each counts once"),
+        "listed twice": (doubled, "are listed more than once; each counts once"),
         "listed otherwise": (loose, "are called otherwise in the folder (another path or case); those there are used"),
         "class absent": (absent, "are marked -1, as not holding the class of this list; they are left out"),
     }

@@ -1,6 +1,6 @@
 """Which format a folder or a file holds, when it is not the one that the configuration names.
 
-Only for the words of an error: files are opened one after another until one tells.
+Only for the words of an error: files are opened one after another until one is recognised.
 """
 
 import json
@@ -35,7 +35,7 @@ def recognise(root: Path, named: str = "folder") -> str | None:
 
 
 def _signs(root: Path, names: list[str]) -> Iterator[str]:
-    """The format, or a sentence on one that is not read, of each file that tells it; the surest first."""
+    """The format, or a sentence on one that is not read, of each file that shows it; the surest first."""
 
     def of(*suffixes: str) -> Iterator[Path]:
         return (root / name for name in islice((n for n in names if n.lower().endswith(suffixes)), MOST_OPENED))

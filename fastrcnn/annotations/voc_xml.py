@@ -51,9 +51,7 @@ def read_objects(
     root, guessed = read_annotation(path, index)
     problems = _check_size(root, path, size)
     if guessed:
-        text = (
-            f"does not tell its encoding: read as {guessed}, the only one that gives names of classes; save it as UTF-8"
-        )
+        text = f"does not state its encoding: read as {guessed}, the only one that gives class names; save it as UTF-8"
         problems.append(Problem("encoding guessed", path, None, text, "noted"))
     elements = root.findall("object")
     if len(elements) != sum(1 for _ in root.iter("object")):

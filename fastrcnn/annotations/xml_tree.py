@@ -67,7 +67,7 @@ def _decoded(path: Path, data: bytes, classes: Container[str]) -> tuple[Element,
         return (trees[0] if root is None else root), None
     if guesses:
         raise FastRCNNError(
-            f"{path}: is not in the encoding it declares, nor in UTF-8, and its class names do not tell another; save "
+            f"{path}: is not in the encoding it declares, nor in UTF-8, and its class names point to no other; save "
             "it as UTF-8 in a text editor, or convert it, such as by: iconv -f GB18030 -t UTF-8"
         )
     raise FastRCNNError(f"{path}: is not XML: {error}; correct that place in a text editor, or restore the file")

@@ -88,7 +88,7 @@ def make_shapes(root: str | Path, train: int, test: int, seed: int) -> None:
 
     Image i (from 1, test images after the training images) depends on (seed, i) only. A finished set of the same
     arguments, drawn by this same module, is left alone; any other made set in `root`, and what a killed run left, is
-    drawn anew. Raises FastRCNNError for a count or seed that cannot be, and for a `root` that holds something else.
+    drawn again. Raises FastRCNNError for a count or seed that cannot be, and for a `root` that holds something else.
     """
     root = Path(root)
     if train < 1 or test < 0 or seed < 0:

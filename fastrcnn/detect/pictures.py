@@ -129,7 +129,7 @@ def _detect(
 
 
 def _stamp(picture: ListedPicture) -> str:
-    """What tells whether a picture is still the same, and drawn under the same name."""
+    """Changes when the picture does, or the name that it is drawn under."""
     try:
         about = picture.path.stat()
     except OSError as e:

@@ -138,7 +138,7 @@ def _number(value: float) -> float | None:
 
 
 def _detect_all(detector: Detector, images: ImageSet, journal: Journal[DetectedImage]) -> list[DetectedImage]:
-    """What is found in each image; those that the journal has are not done again."""
+    """What is found in each image; those that the journal holds are skipped."""
     done = {image.id: image for image in journal.items}
     if done:
         log.info("%s: %d of %d images are done already", journal.path, len(done), len(images))

@@ -46,7 +46,7 @@ def find_problems(proposals: Proposals, records: Sequence[ImageRecord], also: Vi
     """What would make training on these proposals wrong, at most one problem per image.
 
     `also` is called with each image and its proposals if nothing is wrong with them: reading all proposals takes long,
-    so who needs them too shares this one pass. Warns through the log when the file tells no image sizes, and its boxes
+    so who needs them too shares this one pass. Warns through the log when the file states no image sizes, and its boxes
     stay far from the right and lower edges.
     """
     path = proposals.path

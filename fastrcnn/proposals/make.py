@@ -44,9 +44,9 @@ def make_proposals(
 ) -> None:
     """Selective search on every image, on all cores or `processes` of them, into the safetensors file `path`.
 
-    Images that the file has already, made with the same settings from the same bytes, are not done again, and images
+    Images that the file has already, made with the same settings from the same bytes, are skipped, and images
     beyond `records` stay in it. Each finished image goes at once to a journal beside the file, from which a killed run
-    goes on; the file itself appears, or is replaced, when all are done. What it holds depends on the images and the
+    resumes; the file itself appears, or is replaced, when all are done. What it holds depends on the images and the
     settings, not on the number of processes.
 
     Raises FastRCNNError when another run works on the file, when the file was made with other settings, when it cannot
@@ -72,11 +72,11 @@ def make_proposals(
         if todo and stored and stored_by != made_by:
             raise FastRCNNError(
                 f"{path}: lacks {len(todo)} images and was made with {_differences(stored_by, made_by)}; "
-                "name another file to make all of them anew"
+                "name another file to search all of them again"
             )
         changed = [r.id for r in todo if r.id in made]
         if changed:
-            log.warning("%s: %d images have changed (first: %s) and are done again", path, len(changed), changed[0])
+            log.warning("%s: %d images have changed (first: %s) and are searched again", path, len(changed), changed[0])
         if len(todo) < len(records):
             log.info("%s: %d of %d images are finished already", path, len(records) - len(todo), len(records))
         if todo:
@@ -158,7 +158,7 @@ def _search_all(
             except BrokenProcessPool:
                 raise FastRCNNError(
                     "selective search: a process died, perhaps for lack of memory (or the calling script lacks "
-                    "`if __name__ == '__main__'`); run again, with fewer processes, to go on from the finished images"
+                    "`if __name__ == '__main__'`); run again, with fewer processes, to resume"
                 ) from None
             except FastRCNNError as e:
                 log.error("%s", e)
@@ -166,7 +166,7 @@ def _search_all(
             bar.update()
     if failures:
         raise FastRCNNError(
-            f"{failures[0]} ({len(failures)} of {total} images failed, the others are kept; run again to go on)"
+            f"{failures[0]} ({len(failures)} of {total} images failed, the others are kept; run again to resume)"
         )
 
 

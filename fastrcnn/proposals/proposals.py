@@ -24,7 +24,7 @@ class Proposals(Mapping[str, np.ndarray]):
     """The proposals of a data set by image id: float32 [P, 4], image pixels, half open, best first.
 
     A pickled copy of a stored file holds no boxes: it maps the file
-    anew, and refuses to when the file has changed.
+    again, and refuses to when the file has changed.
     """
 
     def __init__(self, path: Path, stored: StoredProposals, max_per_image: int | None = None) -> None:
@@ -44,7 +44,7 @@ class Proposals(Mapping[str, np.ndarray]):
         return len(self.stored.ids)
 
     def size(self, image_id: str) -> tuple[int, int] | None:
-        """(width, height) of the image that the proposals were made from, when the file tells."""
+        """(width, height) of the image that the proposals were made from, where the file states it."""
         if self.stored.sizes is None:
             return None
         width, height = self.stored.sizes[self._index[image_id]]

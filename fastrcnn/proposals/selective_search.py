@@ -34,7 +34,7 @@ def _rank(boxes: np.ndarray, image_id: str) -> np.ndarray:
 
     OpenCV's own order cannot be repeated: it multiplies C's rand() with the level in the hierarchy. It also puts low
     levels first, the inverse of the paper (section 4.4: the whole image has position 1), so that the first 2,000 are
-    mostly fragments. We are not told levels; size stands in for them. Recall at IoU 0.5 and 0.7 on 50 VOC 2007 images:
+    mostly fragments. OpenCV gives no levels; size takes their place. Recall at IoU 0.5 and 0.7 on 50 VOC 2007 images:
     first 2,000 of `quality` (5,500 give 0.99 and 0.90): OpenCV's order 0.97 and 0.66, plain chance 0.98 and 0.81, this
     0.97 and 0.83; first 300 of `fast`: 0.66 and 0.34, 0.90 and 0.54, 0.90 and 0.60. Exponent 1 loses small objects.
     """

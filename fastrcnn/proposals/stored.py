@@ -35,7 +35,7 @@ class StoredProposals:
     ids: list[str]  # I of them
     offsets: np.ndarray  # int64 [I + 1]
     boxes: Any  # [B, 4] half open, anything with slices: an array, or the safetensors file's own lazy slice
-    sizes: np.ndarray | None = None  # int32 [I, 2] (width, height); None: the format does not tell
+    sizes: np.ndarray | None = None  # int32 [I, 2] (width, height); None: the format does not state them
     digests: np.ndarray | None = None  # uint8 [I, DIGEST_SIZE]
     made_by: dict[str, Any] = field(default_factory=dict)  # ProposalsConfig's settings, opencv
 

@@ -1,8 +1,8 @@
 """The output of the frozen layers never changes: compute it once for each image, flip and scale, and train from there.
 
 A file for each, named by what the picture holds and how it is shown, in a folder named by all else that the numbers
-depend on. Nothing can go stale: what depends on something else has another name, and is made anew. Runs that freeze the
-same layers share their files.
+depend on. Nothing can go stale: what depends on something else has another name. Runs that freeze the same layers
+share their files.
 """
 
 import copy

@@ -52,11 +52,11 @@ def pooling(rounds: int, small: bool) -> dict[str, Any]:
         cases[name] = partial(run_through, m)
         cases[f"torchvision, {name}"] = partial(of_torchvision, m)
     seconds = medians(rounds, cases)
-    told = {
+    figures = {
         name: {"ms": 1e3 * s} | ({"times as fast": seconds[f"torchvision, {name}"] / s} if name in maps else {})
         for name, s in seconds.items()
     }
-    return {"cases": told, "checks": checks}
+    return {"cases": figures, "checks": checks}
 
 
 def suppression(rounds: int, small: bool) -> dict[str, Any]:
@@ -79,12 +79,12 @@ def suppression(rounds: int, small: bool) -> dict[str, Any]:
         cases[f"{wanted} candidates"] = partial(select_detections, scores, boxes, 0.05, 0.3, 100)
         cases[f"{wanted} candidates, a class at a time"] = partial(loop, scores, boxes)
     seconds = medians(rounds, cases)
-    told: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name, s in seconds.items():
-        told[name] = {"ms": 1e3 * s}
+        figures[name] = {"ms": 1e3 * s}
         if f"{name}, a class at a time" in seconds:
-            told[name]["times as fast"] = seconds[f"{name}, a class at a time"] / s
-    return {"cases": told}
+            figures[name]["times as fast"] = seconds[f"{name}, a class at a time"] / s
+    return {"cases": figures}
 
 
 def evaluation(rounds: int, small: bool) -> dict[str, Any]:
@@ -121,8 +121,8 @@ def proposals(rounds: int, small: bool) -> dict[str, Any]:
             make_proposals(records, path, ProposalsConfig(), processes)
 
         seconds = medians(min(rounds, 3), {"1 process": lambda: search(1), "2 processes": lambda: search(2)})
-    told = {name: {"ms": 1e3 * s / count, "times as fast": seconds["1 process"] / s} for name, s in seconds.items()}
-    return {"cases": told, "checks": {"pictures": count, "unit": "ms a picture"}}
+    figures = {name: {"ms": 1e3 * s / count, "times as fast": seconds["1 process"] / s} for name, s in seconds.items()}
+    return {"cases": figures, "checks": {"pictures": count, "unit": "ms a picture"}}
 
 
 FIRST_LAYER = """

@@ -111,12 +111,12 @@ def staged(rounds: int, install: Callable[[Stages], None], work: Callable[[], ob
             stages.close()
         seen.append(stages)
     whole = statistics.median(s.seconds["whole"] for s in seen)
-    rows, told = [], 0.0
+    rows, total = [], 0.0
     for stage in (s for s in seen[0].seconds if s != "whole"):
         seconds, gflop = statistics.median(s.seconds[stage] for s in seen), seen[0].gflop[stage]
-        told += seconds
+        total += seconds
         rows.append(_row(stage, seconds, whole, gflop, rate))
-    rows.append(_row("rest", whole - told, whole, 0.0, rate))
+    rows.append(_row("rest", whole - total, whole, 0.0, rate))
     return {"stages": rows, "gflop": sum(row["gflop"] for row in rows)}
 
 

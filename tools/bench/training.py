@@ -77,9 +77,9 @@ def cached(rounds: int, small: bool) -> dict[str, Any]:
         for name, training in runs.items():
             work = cases[f"{name}, stored"]
             parts = staged(max(rounds // 2, 1), training.stages, work, rate["bfloat16"])
-            told = case(seconds[f"{name}, stored"], parts["gflop"], rate["bfloat16"], None)
-            told["times as fast as without"] = seconds[f"{name}, plain"] / seconds[f"{name}, stored"]
-            result["cases"][f"{name}, from stored features"] = told
+            figures = case(seconds[f"{name}, stored"], parts["gflop"], rate["bfloat16"], None)
+            figures["times as fast as without"] = seconds[f"{name}, plain"] / seconds[f"{name}, stored"]
+            result["cases"][f"{name}, from stored features"] = figures
             result["cases"][f"{name}, without"] = {"ms": 1e3 * seconds[f"{name}, plain"]}
             result["stages"][f"{name}, from stored features"] = parts["stages"]
     return {"rates": rate, **result}

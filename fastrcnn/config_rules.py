@@ -99,11 +99,14 @@ class Fault:
     def __init__(self, error: ErrorDetails, section: type[Section]):
         self.section, self.context = section, error.get("ctx", {})
         self.kind, self.value = error["type"], self.context.get("value", error["input"])
-        where = [part for part in error["loc"] if not str(part).startswith("<")]  # tags of the kinds a key may have
+        self.unknown = self.kind in ("extra_forbidden", "invalid_key", "no_such_attribute")
+        last = len(error["loc"]) - 1 if self.unknown else None  # the user's own key, whatever it is
+        where = [  # without the tags of the kinds that a key may have
+            part for i, part in enumerate(error["loc"]) if i == last or not str(part).startswith("<")
+        ]
         self.location = [*where, *([self.context["key"]] if "key" in self.context else [])]
         self.key = ".".join(map(str, self.location))
         self.others = [".".join(map(str, [*where, other])) for other in self.context.get("others", ())]
-        self.unknown = self.kind in ("extra_forbidden", "invalid_key", "no_such_attribute")
 
     def sentence(self) -> str:
         """The fault in one sentence; the name of a section on its own is put before the keys."""

@@ -23,6 +23,7 @@ MIN_SIDE = 400  # pixels; a smaller image is enlarged, or its labels would hide 
 CELL_SIDE = 480  # longest side of a contact sheet's cell, pixels
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
+Colour = tuple[int, int, int]  # RGB
 PixelBox = tuple[int, int, int, int]  # first and last column and row as Pillow takes them: x1, y1, x2, y2, all inside
 
 
@@ -35,6 +36,16 @@ def draw_detections(image: np.ndarray, boxes: np.ndarray, labels: Sequence[str],
     boxes, scores = np.asarray(boxes, dtype=np.float64).reshape(-1, 4), np.asarray(scores, dtype=np.float64)
     if not len(boxes) == len(labels) == len(scores):
         raise ValueError(f"{len(boxes)} boxes, {len(labels)} labels and {len(scores)} scores must be equally many")
+    order = np.argsort(-scores, kind="stable").tolist()
+    texts = [f"{_one_line(labels[i])} {scores[i]:.2f}" for i in order]
+    return draw_boxes(image, boxes[order], texts, [class_colour(labels[i]) for i in order])
+
+
+def draw_boxes(image: np.ndarray, boxes: np.ndarray, texts: Sequence[str], colours: Sequence[Colour]) -> np.ndarray:
+    """A copy of the image, enlarged as by draw_detections, with D boxes [D, 4]; the first lies on top.
+
+    Each has a text, none if it is "", and a colour.
+    """
     height, width = image.shape[:2]
     factor = math.ceil(MIN_SIDE / max(height, width))
     picture = Image.fromarray(image).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
@@ -42,33 +53,34 @@ def draw_detections(image: np.ndarray, boxes: np.ndarray, labels: Sequence[str],
     side = math.sqrt(picture.width * picture.height)
     line, text_size = max(2, round(side / 200)), max(12, round(side / 32))
 
-    best_first = np.argsort(-scores, kind="stable").tolist()
-    frames = _pixel_boxes(boxes * factor, *picture.size)
-    placed: list[tuple[PixelBox, str, ImageFont.FreeTypeFont, tuple[int, int, int]]] = []
-    for i in best_first:
-        text = f"{_one_line(labels[i])} {scores[i]:.2f}"
-        font = _fitting_font(text, text_size, picture.width)
-        place = _label_place(frames[i], _text_size(text, font), picture.size, [other[0] for other in placed])
-        placed.append((place, text, font, class_colour(labels[i])))
-    for i in reversed(best_first):
-        draw.rectangle(frames[i], outline=class_colour(labels[i]), width=line)
+    frames = _pixel_boxes(np.asarray(boxes, np.float64).reshape(-1, 4) * factor, *picture.size)
+    placed: list[tuple[PixelBox, str, ImageFont.FreeTypeFont, Colour]] = []
+    for frame, text, colour in zip(frames, map(_one_line, texts), colours, strict=True):
+        if text:
+            font = _fitting_font(text, text_size, picture.width)
+            place = _label_place(frame, _text_size(text, font), picture.size, [other[0] for other in placed])
+            placed.append((place, text, font, colour))
+    for frame, colour in reversed(list(zip(frames, colours, strict=True))):
+        draw.rectangle(frame, outline=colour, width=line)
     for place, text, font, colour in reversed(placed):
         draw.rectangle(place, fill=colour)
         draw.text((place[0] + _padding(font), place[1]), text, font=font, fill=_ink(colour), anchor="la")
     return np.asarray(picture)
 
 
-def contact_sheet(images: Sequence[np.ndarray], columns: int, titles: Sequence[str] | None = None) -> np.ndarray:
+def contact_sheet(
+    images: Sequence[np.ndarray], columns: int, titles: Sequence[str] | None = None, cell_side: int = CELL_SIDE
+) -> np.ndarray:
     """All images in equal cells, row by row, each as large as its cell lets it be; with a title below each if given.
 
-    A cell is as wide as the widest and as high as the highest image, at most 480 pixels each. Raises ValueError
+    A cell is as wide as the widest and as high as the highest image, at most `cell_side` pixels each. Raises ValueError
     without images or columns, and for another number of titles than of images.
     """
     if not images or columns < 1 or (titles is not None and len(titles) != len(images)):
         raise ValueError(f"{len(images)} images in {columns} columns with titles {titles} make no sheet")
-    gap, caption = 8, 0 if titles is None else 24
-    width = min(CELL_SIDE, max(image.shape[1] for image in images))
-    height = min(CELL_SIDE, max(image.shape[0] for image in images))
+    gap, caption = 8, 0 if titles is None else cell_side // 20
+    width = min(cell_side, max(image.shape[1] for image in images))
+    height = min(cell_side, max(image.shape[0] for image in images))
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     size = (columns * (width + gap) + gap, rows * (height + caption + gap) + gap)
@@ -80,7 +92,7 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int, titles: Sequence[s
         sheet.paste(ImageOps.pad(Image.fromarray(image), (width, height), color="white"), (x, y))
         if titles is not None:
             text = _one_line(titles[i])
-            font = _fitting_font(text, 16, width)
+            font = _fitting_font(text, cell_side // 30, width)
             draw.text((x + width / 2, y + height + caption / 2), text, font=font, fill="black", anchor="mm")
     return np.asarray(sheet)
 
@@ -94,7 +106,7 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
         Image.fromarray(image).save(file, FORMATS[path.suffix.lower()], quality=92)
 
 
-def class_colour(name: str) -> tuple[int, int, int]:
+def class_colour(name: str) -> Colour:
     """The RGB colour of a class, from its name alone."""
     number = zlib.crc32(name.encode(errors="replace")) * 1758391127 % 2**32  # the factor keeps VOC's 20 classes apart
     hue, saturation, value = number % 360 / 360, (1.0, 0.55)[number // 360 % 2], (1.0, 0.7)[number // 720 % 2]
@@ -102,7 +114,7 @@ def class_colour(name: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _ink(colour: tuple[int, int, int]) -> str:
+def _ink(colour: Colour) -> str:
     """Black or white, whichever is read more easily on `colour` (luma of ITU-R BT.601)."""
     return "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 128 else "white"
 

@@ -16,7 +16,7 @@ BOX = np.array([10, 5, 20, 15], np.float32)
 def report(findings=(), names=None, objects=(), proposals=None):
     record = make_record("a", Path("a.jpg"), 40, 30, [(BOX, number, False) for number in objects], Path("a.xml"))
     recall = None if proposals is None else proposal_recall([(record, np.array(proposals, np.float32))])
-    sets = [CheckedSet("train", "train data", [record], recall)]
+    sets = [CheckedSet("train", "train data", [record], recall, None)]
     return Report(["cat", "dog"], sets, list(findings), Counter(names or {}))
 
 

@@ -5,6 +5,7 @@ each class, and how many objects the proposals cover. Exit code 1 if training wo
 """
 
 import argparse
+from pathlib import Path
 
 from _common import parser, run
 
@@ -13,6 +14,7 @@ def arguments() -> argparse.Namespace:
     p = parser(__doc__, config=True)
     p.add_argument("--processes", type=int, metavar="N", help="how many images at a time; all cores by default")
     p.add_argument("--all", action="store_true", help="list every finding, not the first ten of each kind")
+    p.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw labels, batches and histograms there")
     return p.parse_intermixed_args()
 
 
@@ -23,8 +25,14 @@ def main() -> int:
     from fastrcnn.data.check_report import report_text
     from fastrcnn.data.checks import check
 
-    report = check(load(args.config, args.overrides), args.processes)
+    config = load(args.config, args.overrides)
+    report = check(config, args.processes)
     print(report_text(report, per_kind=None if args.all else 10))
+    if args.pictures:
+        from fastrcnn.data.sheets import write_sheets
+
+        written = write_sheets(report, config, args.pictures)
+        print(f"\ndrawn: {', '.join(map(str, written)) or 'nothing, as there is no image'}")
     return 1 if report.wrong else 0
 
 

@@ -23,6 +23,7 @@ from fastrcnn.data.check_proposals import (
 from fastrcnn.data.image_set import ImageSet
 from fastrcnn.detections import plain_name
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.proposals.proposals import Proposals
 from fastrcnn.proposals.recall import Recall, proposal_recall
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class CheckedSet:
     name: str
     records: list[ImageRecord]
     recall: Recall | None
+    proposals: Proposals | None  # that can be trained on
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,11 @@ def check(config: Config, processes: int | None = None) -> Report:
     checked = []
     for part in parts:
         for dataset, records in part.sets:
-            recall = None
+            recall = proposals = None
             if records and not not_made_yet(dataset):
-                recall, new = _check_proposals(dataset, records, config, pixels)
+                proposals, recall, new = _check_proposals(dataset, records, config, pixels)
                 findings += new
-            checked.append(CheckedSet(part.name, f"{part.name} {dataset.label}", records, recall))
+            checked.append(CheckedSet(part.name, f"{part.name} {dataset.label}", records, recall, proposals))
     names = sum((_names(part, config.classes) for part in parts), Counter())
     return Report(config.classes, checked, list(dict.fromkeys(findings)), names)
 
@@ -161,16 +163,17 @@ def _wait_for_proposals(datasets: Sequence[DataSetConfig]) -> Problem:
 
 def _check_proposals(
     dataset: DataSetConfig, records: list[ImageRecord], config: Config, pixels: dict[Path, Pixels]
-) -> tuple[Recall | None, list[Problem]]:
-    """The recall of proposals that can be used, and what is wrong with them."""
+) -> tuple[Proposals | None, Recall | None, list[Problem]]:
+    """Proposals that can be used, their recall, and what is wrong with them."""
     proposals, findings = read_set_proposals(dataset, records, config)
     if proposals is None:
-        return None, findings
+        return None, None, findings
     known = [record for record in records if record.id in proposals]
     findings += other_pictures(proposals, known, pixels)
     findings += [problem for record in known for problem in without_proposals(record, proposals[record.id])]
     if any(p.kind not in ("proposals missing", "proposals of another picture", "no proposals") for p in findings):
-        return None, findings
+        return None, None, findings
     log.info("measuring how many objects %s covers", proposals.path)
     recall = proposal_recall(ImageSet(known, proposals))
-    return recall, findings + list(without_foreground(known, proposals, recall, config.sampling.foreground_iou))
+    findings += without_foreground(known, proposals, recall, config.sampling.foreground_iou)
+    return proposals, recall, findings

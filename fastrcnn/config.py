@@ -115,6 +115,9 @@ class DataConfig(Section, title="data"):
     """Data sets to evaluate on, joined; without any, training works and evaluation does not."""
     xml_origin: Annotated[int, Field(ge=0, le=1)] = 1
     """Coordinate of the first pixel in the XML files: 1 as in VOC, 0 as some tools write."""
+    boxes_drawn_on: Literal["upright", "stored"] | None = None
+    """Boxes of pictures that EXIF turns: drawn on the picture upright, or as its pixels are stored, and then turned
+    with it; null: upright, but an error for a picture whose size is stated as it is stored."""
     on_unknown_class: Literal["error", "ignore"] = "error"
     """An object whose class is not in `classes`: stop, or leave the object out."""
     on_bad_box: Literal["error", "clip", "skip"] = "error"

@@ -54,6 +54,12 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return (height, width) if orientation(image) >= 5 else (width, height)
 
 
+def image_orientation(path: str | Path) -> int:
+    """EXIF orientation 1..8 of a picture, from the header only. Raises FastRCNNError as image_size does."""
+    with _reading(path), Image.open(path, formats=FORMATS) as image:
+        return orientation(image)
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """The upright picture as RGB, uint8 [H, W, 3].
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from fastrcnn.annotations.coco_file import CocoFile, Entry, id_key, read_coco_file
 from fastrcnn.annotations.folders import image_id, is_picture
+from fastrcnn.annotations.frames import turn_box, turn_to_apply
 from fastrcnn.annotations.objects import check_box, check_class, no_box, read_size, unreadable
 from fastrcnn.annotations.pictures import Pictures
 from fastrcnn.annotations.problems import Outcome, Problem, of_class
@@ -114,7 +115,11 @@ def _read_image(
     size, problems = read_size(path, data)
     if size is None:
         return None, problems
-    if entry.size != size and entry.size != (None, None):
+    turn, unknown = turn_to_apply(path, size, entry.size, data, file.path, f"image {entry.name}")
+    if unknown:
+        return make_record(record_id, path, *size, [], file.path), unknown
+    lies = data.boxes_drawn_on is not None and entry.size == size[::-1]
+    if entry.size not in (size, (None, None)) and not lies:
         stated = " x ".join(f"{side!r:.20}" for side in entry.size)
         text = f"its size is {stated} here, the upright image has {size[0]} x {size[1]}; the image's is used"
         problems.append(Problem("size differs", file.path, f"image {entry.name}", text, "noted"))
@@ -122,7 +127,7 @@ def _read_image(
     enclosing = 0
     for annotation in entry.annotations:
         where = f"annotation {annotation.get('id')!s:.60} of image {entry.name}"
-        found, new = _read_object(annotation, where, size, file, data, index)
+        found, new = _read_object(annotation, where, size, turn, file, data, index)
         objects += [found] if found else []
         problems += new
         enclosing += bool(found) and not annotation.get("bbox")
@@ -136,6 +141,7 @@ def _read_object(
     annotation: dict[str, Any],
     where: str,
     size: tuple[int, int],
+    turn: int,
     file: CocoFile,
     data: DataConfig,
     index: dict[str, int],
@@ -160,7 +166,9 @@ def _read_object(
             return None, of_class([missing], file.names[category])
     else:
         box = _half_open(bbox)
-    good, problems = check_box(box, f"{bbox or 'around its polygon'!s:.80}", size, file.path, where, data)
+    good, problems = check_box(
+        turn_box(box, turn, size), f"{bbox or 'around its polygon'!s:.80}", size, file.path, where, data
+    )
     return None if good is None else (good, label, bool(crowd)), of_class(problems, file.names[category])
 
 

@@ -217,7 +217,7 @@ def _read_listed(listed: ListedImage, layout: Layout, data: DataConfig, index: d
         usual: Literal["error", "empty"] = "error" if layout.voc else "empty"
         return unlabelled(record, f"no {listed.id}.xml in {layout.annotations}", data, usual)
     try:
-        objects, problems = read_objects(listed.annotation, size, data, index)
+        objects, problems = read_objects(listed.annotation, path, size, data, index)
     except FastRCNNError as e:
         text = str(e).removeprefix(f"{listed.annotation}: ")
         return None, [Problem("unreadable annotation", listed.annotation, None, text)]

@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from fastrcnn.annotations.frames import turn_box, turn_to_apply
 from fastrcnn.annotations.objects import check_box, check_class
 from fastrcnn.annotations.problems import Problem, of_class
 from fastrcnn.annotations.records import ImageRecord, Object
@@ -42,14 +43,17 @@ FLAGS = {"": False, "0": False, "1": True, "false": False, "true": True, "unspec
 
 
 def read_objects(
-    path: Path, size: tuple[int, int], data: DataConfig, index: dict[str, int]
+    path: Path, picture: Path, size: tuple[int, int], data: DataConfig, index: dict[str, int]
 ) -> tuple[list[Object], list[Problem]]:
-    """The objects of one file for an upright image of `size` (width, height), and what is wrong with it.
+    """The objects of one file for an image whose upright `size` is (width, height), and what is wrong with it.
 
     `index` is class_index's. Raises FastRCNNError for a file that is no annotation.
     """
     root, guessed = read_annotation(path, index)
-    problems = _check_size(root, path, size)
+    turn, unknown = turn_to_apply(picture, size, _stated_size(root), data, path, "its boxes")
+    if unknown:
+        return [], unknown
+    problems = _check_size(root, path, size, data)
     if guessed:
         text = f"does not state its encoding: read as {guessed}, the only one that gives class names; save it as UTF-8"
         problems.append(Problem("encoding guessed", path, None, text, "noted"))
@@ -59,7 +63,7 @@ def read_objects(
         problems += _check_depth(root, elements, path)
     objects: list[Object] = []
     for number, element in enumerate(elements, start=1):
-        found, new = _read_object(element, number, path, size, data, index)
+        found, new = _read_object(element, number, path, size, turn, data, index)
         objects += [found] if found else []
         problems += new
     return objects, problems
@@ -88,19 +92,30 @@ def _check_depth(root: Element, elements: list[Element], path: Path) -> list[Pro
     return problems
 
 
-def _check_size(root: Element, path: Path, size: tuple[int, int]) -> list[Problem]:
+def _stated_size(root: Element) -> tuple[int | None, int | None]:
+    width, height = ((root.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
+    return int(width) if width.isdecimal() else None, int(height) if height.isdecimal() else None
+
+
+def _check_size(root: Element, path: Path, size: tuple[int, int], data: DataConfig) -> list[Problem]:
     stated = tuple((root.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
     actual = tuple(map(str, size))
-    if stated in (("", ""), actual):
+    if stated in (("", ""), actual) or (data.boxes_drawn_on and stated == actual[::-1]):
         return []
     text = f"<size> says {' x '.join(stated)}, the upright image has {' x '.join(actual)}; the image's is used"
     if stated == actual[::-1]:
-        text += " (look at one: boxes drawn on the picture as it lies, its EXIF turn ignored, do not fit it upright)"
+        text += " (look at one: was the picture turned after it was labelled?)"
     return [Problem("size differs", path, None, text, "noted")]
 
 
 def _read_object(
-    element: Element, number: int, path: Path, size: tuple[int, int], data: DataConfig, index: dict[str, int]
+    element: Element,
+    number: int,
+    path: Path,
+    size: tuple[int, int],
+    turn: int,
+    data: DataConfig,
+    index: dict[str, int],
 ) -> tuple[Object | None, list[Problem]]:
     """An <object>, or None if it is left out, and what is wrong with it."""
     name = (element.findtext("name") or "").strip()
@@ -118,9 +133,9 @@ def _read_object(
     problem = _check_shape(element, sides, size, data, path, number)
     if problem is not None:
         return None, of_class([problem], name)
-    box = _half_open(sides, data.xml_origin)
+    box = turn_box(_half_open(sides, data.xml_origin), turn, size)
     hint = ""
-    if data.xml_origin == 1 and -1 <= box[:2].min() < 0:
+    if turn == 1 and data.xml_origin == 1 and -1 <= box[:2].min() < 0:
         hint = "; the first pixel is 1 here: set data.xml_origin: 0 if your tool counts from 0"
     good, problems = check_box(box, f"({', '.join(sides)})", size, path, number, data, hint)
     return None if good is None else (good, label, FLAGS[flag]), of_class(problems, name)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastrcnn.annotations.frames import turn_box, turn_to_apply
 from fastrcnn.annotations.objects import check_box, check_class, no_box, put_on_edge, read_size, unlabelled
 from fastrcnn.annotations.problems import Problem, of_class
 from fastrcnn.annotations.records import ImageRecord, Object, make_record
@@ -63,11 +64,12 @@ def _read_image(
     except UnicodeDecodeError:
         text = "is not a text file of YOLO lines; export it again"
         return None, [Problem("unreadable annotation", label, None, text)]
+    turn, _ = turn_to_apply(path, size, (None, None), data, label, "its boxes")
     objects: list[Object] = []
     enclosing = 0
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            found, new, polygon = _read_line(line.split(), f"line {number}", label, size, names, data, index)
+            found, new, polygon = _read_line(line.split(), f"line {number}", label, size, turn, names, data, index)
             objects += [found] if found else []
             problems += new
             enclosing += polygon
@@ -82,6 +84,7 @@ def _read_line(
     where: str,
     label: Path,
     size: tuple[int, int],
+    turn: int,
     names: Names,
     data: DataConfig,
     index: dict[str, int],
@@ -103,6 +106,7 @@ def _read_line(
         return None, of_class([no_box("box not in fractions", text, label, where, data)], name), False
     polygon = len(numbers) > 5
     box = put_on_edge(_around(numbers[1:]) if polygon else _corners(*numbers[1:]), 1.0, 1.0, ROUNDING)
+    box = turn_box(box, turn, (1.0, 1.0))
     good, problems = check_box(box * (size * 2), f"({' '.join(words[1:5])})", size, label, where, data)
     return None if good is None else (good, number, False), of_class(problems, name), polygon
 

@@ -6,17 +6,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import file_digest
-from fastrcnn.images import FORMATS, orientation, read_image, used_range
+from fastrcnn.images import image_orientation, read_image, used_range
 from fastrcnn.processes import cores, workers
 
 IN_BOTH = "image in train and test"
+TURNED = "EXIF rotation"
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,11 @@ def _decode(path: Path) -> Pixels:
         read_image(path)
     except FastRCNNError as e:
         return Pixels(None, [as_problem("unreadable image", path, e)])
-    with Image.open(path, formats=FORMATS) as image:
-        turn = orientation(image)
+    turn = image_orientation(path)
     findings = []
     if turn != 1:
-        text = (
-            f"EXIF orientation {turn}: it is turned upright, and its boxes are taken to be drawn upright; look at one"
-        )
-        findings.append(Problem("EXIF rotation", path, None, text, "noted"))
+        text = f"EXIF orientation {turn}: it is turned upright; whether its boxes are, data.boxes_drawn_on says"
+        findings.append(Problem(TURNED, path, None, text, "noted"))
     used = used_range(path)
     if used is not None:
         text = f"has 16 bits a pixel but uses {used[0]} to {used[1]} only, so that it is read as dark or black"

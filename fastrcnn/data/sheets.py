@@ -1,5 +1,6 @@
 """What check found, as pictures for the eye: labels on their images, batches as the network sees them, histograms."""
 
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -13,8 +14,10 @@ from matplotlib.figure import Figure
 
 from fastrcnn import boxes as box_ops
 from fastrcnn.annotations.problems import Problem
-from fastrcnn.annotations.records import ImageRecord
+from fastrcnn.annotations.read import read_data_set
+from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.config import Config
+from fastrcnn.data.check_images import TURNED
 from fastrcnn.data.checks import CheckedSet, Report
 from fastrcnn.data.image_set import ImageSet
 from fastrcnn.data.loader import Batch, BatchDataset, batches
@@ -25,6 +28,7 @@ from fastrcnn.images import read_image
 from fastrcnn.proposals.proposals import join
 
 LABELLED = 24  # images of the sheet of labels
+TURNED_SHOWN = 12  # pictures, each twice
 BATCHES = 4
 SEEN_SIDE = 720  # pixels of a cell of the sheet of batches
 TARGET, FOREGROUND, BACKGROUND = (255, 255, 255), (40, 220, 60), (255, 140, 0)
@@ -33,7 +37,7 @@ PARTS = {"train": "tab:blue", "test": "tab:orange"}
 
 
 def write_sheets(report: Report, config: Config, folder: Path) -> list[Path]:
-    """Write labels.png, batches.png and histograms.png, as far as the data allow; the files written.
+    """Write labels.png, turned.png, batches.png and histograms.png, as far as the data allow; the files written.
 
     Raises FastRCNNError for an image that cannot be read any more, and as atomic_write does.
     """
@@ -42,6 +46,10 @@ def write_sheets(report: Report, config: Config, folder: Path) -> list[Path]:
     if cells:
         written.append(folder / "labels.png")
         write_image(written[-1], label_sheet(cells, report.classes))
+    turned = _both_frames(report, config)
+    if turned:
+        written.append(folder / "turned.png")
+        write_image(written[-1], label_sheet(turned, report.classes))
     images = _usable(report, config)
     if images is not None:
         written.append(folder / "batches.png")
@@ -94,6 +102,21 @@ def _of_record(record: ImageRecord, by_file: dict[Path, list[Problem]]) -> list[
 def _title(record: ImageRecord, problems: Sequence[Problem]) -> str:
     kinds = Counter(p.kind for p in sorted(problems, key=lambda p: p.outcome != "error"))
     return f"{record.id}: {', '.join(kinds)}" if kinds else record.id
+
+
+def _both_frames(report: Report, config: Config) -> list[tuple[ImageRecord, str]]:
+    """Pictures that EXIF turns, each with its boxes as drawn upright, and as drawn on the stored picture."""
+    turned = {p.file for p in report.findings if p.kind == TURNED}
+    cells: dict[Path, list[tuple[ImageRecord, str]]] = {}
+    for frame in ("upright", "stored") if turned else ():
+        data = config.data.model_copy(update={"boxes_drawn_on": frame, "on_bad_box": "clip"})
+        for dataset in (*data.train, *data.test):
+            with contextlib.suppress(FastRCNNError):  # a set that cannot be read, as the report says
+                for record, _ in read_data_set(dataset, data, class_index(config.classes)):
+                    if record is not None and record.path in turned and len(record.boxes):
+                        cell = record, f"{record.id}: if boxes_drawn_on: {frame}"
+                        cells.setdefault(record.path, []).append(cell)
+    return [cell for both in list(cells.values())[:TURNED_SHOWN] for cell in both[:1] + both[-1:]]
 
 
 # ---- batches

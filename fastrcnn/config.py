@@ -9,7 +9,6 @@ import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, model_validator
-from typing_extensions import Self
 
 from fastrcnn.config_old import without_old_values
 from fastrcnn.config_rules import (
@@ -41,7 +40,7 @@ class SplitConfig(Section, title="split"):
     """Another seed gives other parts."""
 
     @model_validator(mode="after")
-    def _shares_are_of_one_whole(self) -> Self:
+    def _shares_are_of_one_whole(self) -> "SplitConfig":
         self.require(math.isclose(sum(self.of), 1, abs_tol=1e-6), "of", "two or three shares whose sum is 1")
         self.require(self.part in self.parts, "part", f"one of {', '.join(self.parts)}, which `of` gives shares", "of")
         return self
@@ -89,7 +88,7 @@ class DataSetConfig(Section, title="data set"):
     """voc: fetch the archive through torchvision when root is absent."""
 
     @model_validator(mode="after")
-    def _voc_has_a_list(self) -> Self:
+    def _voc_has_a_list(self) -> "DataSetConfig":
         rule = "the name of a list in ImageSets/Main, such as trainval"
         self.require(self.format != "voc" or self.split is not None, "split", rule, "format")
         return self
@@ -169,7 +168,7 @@ class ImageConfig(Section, title="image"):
     """The training set is doubled by horizontal flips."""
 
     @model_validator(mode="after")
-    def _long_sides_leave_room(self, info: ValidationInfo) -> Self:
+    def _long_sides_leave_room(self, info: ValidationInfo) -> "ImageConfig":
         """A short side at most its long side. Of several test scales, those that an image of 4:3, VOC's most frequent
         shape, cannot reach would all be the same scale; 5/3 is the original's ratio of 1000 to 600 and 2000 to 1200."""
         for part, room in (("train", 1.0), ("test", 4 / 3 if len(self.test_short_side) > 1 else 1.0)):
@@ -211,7 +210,7 @@ class SamplingConfig(Section, title="sampling"):
     """Background: IoU in [low, high)."""
 
     @model_validator(mode="after")
-    def _rois_can_be_drawn(self) -> Self:
+    def _rois_can_be_drawn(self) -> "SamplingConfig":
         n, (low, high) = self.images_per_batch, self.background_iou
         self.require(
             self.rois_per_batch % n == 0,
@@ -252,7 +251,7 @@ class SolverConfig(Section, title="solver"):
     """Lambda of the multi-task loss, paper section 2.3."""
 
     @model_validator(mode="after")
-    def _steps_grow(self) -> Self:
+    def _steps_grow(self) -> "SolverConfig":
         self.require(self.steps == sorted(set(self.steps)), "steps", "growing iteration numbers")
         return self
 
@@ -304,7 +303,7 @@ class Config(Section):
     """The run's folder; if a YAML file does not name one, runs/<name of the YAML file>."""
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
+    def _names_differ(self) -> "Config":
         lowered = [name.strip().lower() for name in self.classes]
         self.require(all(lowered), "classes", "names that are not blank")
         twice = sorted({name for name in lowered if lowered.count(name) > 1})
@@ -314,7 +313,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _evaluation_has_images(self) -> Self:
+    def _evaluation_has_images(self) -> "Config":
         rule = "null, or data.test a list of data sets to evaluate on"
         self.require(self.train.eval_every is None or bool(self.data.test), "train.eval_every", rule)
         return self

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from jaxtyping import Float32, Int64
+from numpy.typing import ArrayLike
 
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import atomic_write
@@ -35,9 +36,9 @@ class Detections:
     a box that ends before it starts.
     """
 
-    boxes: NDArray[np.float32]  # [D, 4], image pixels, half open
-    classes: NDArray[np.int64]  # [D], in 1..K-1
-    scores: NDArray[np.float32]  # [D], softmax probabilities
+    boxes: Float32[np.ndarray, "D 4"]  # image pixels, half open
+    classes: Int64[np.ndarray, "D"]  # in 1..K-1
+    scores: Float32[np.ndarray, "D"]  # softmax probabilities
     class_list: tuple[str, ...]  # the K - 1 names: class k is class_list[k - 1]
 
     def __post_init__(self) -> None:
@@ -69,8 +70,8 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __iter__(self) -> Iterator[tuple[str, float, NDArray[np.float32]]]:
-        """Rows of name, score and box [4]."""
+    def __iter__(self) -> Iterator[tuple[str, float, Float32[np.ndarray, "4"]]]:
+        """Rows of name, score and box."""
         return zip(self.names, self.scores.tolist(), self.boxes, strict=True)
 
     def __getitem__(self, rows: int | slice | ArrayLike) -> "Detections":

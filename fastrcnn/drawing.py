@@ -13,7 +13,9 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float, UInt8
 from matplotlib.ft2font import FT2Font
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fastrcnn.errors import FastRCNNError
@@ -27,8 +29,10 @@ Colour = tuple[int, int, int]  # RGB
 PixelBox = tuple[int, int, int, int]  # first and last column and row as Pillow takes them: x1, y1, x2, y2, all inside
 
 
-def draw_detections(image: np.ndarray, boxes: np.ndarray, labels: Sequence[str], scores: np.ndarray) -> np.ndarray:
-    """A copy of the image with D boxes [D, 4] and labels such as `dog 0.97`; the best score lies on top.
+def draw_detections(
+    image: UInt8[np.ndarray, "H W 3"], boxes: ArrayLike, labels: Sequence[str], scores: ArrayLike
+) -> UInt8[np.ndarray, "_ _ 3"]:
+    """A copy of the image with boxes [D, 4], D scores and labels such as `dog 0.97`; the best score lies on top.
 
     `labels` are the D class names: each name has its own colour, the same in every picture. An image whose longer side
     is below 400 pixels comes back enlarged by a whole factor. Raises ValueError where the lengths differ.
@@ -41,7 +45,9 @@ def draw_detections(image: np.ndarray, boxes: np.ndarray, labels: Sequence[str],
     return draw_boxes(image, boxes[order], texts, [class_colour(labels[i]) for i in order])
 
 
-def draw_boxes(image: np.ndarray, boxes: np.ndarray, texts: Sequence[str], colours: Sequence[Colour]) -> np.ndarray:
+def draw_boxes(
+    image: UInt8[np.ndarray, "H W 3"], boxes: ArrayLike, texts: Sequence[str], colours: Sequence[Colour]
+) -> UInt8[np.ndarray, "_ _ 3"]:
     """A copy of the image, enlarged as by draw_detections, with D boxes [D, 4]; the first lies on top.
 
     Each has a text, none if it is "", and a colour.
@@ -69,8 +75,11 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, texts: Sequence[str], colou
 
 
 def contact_sheet(
-    images: Sequence[np.ndarray], columns: int, titles: Sequence[str] | None = None, cell_side: int = CELL_SIDE
-) -> np.ndarray:
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    columns: int,
+    titles: Sequence[str] | None = None,
+    cell_side: int = CELL_SIDE,
+) -> UInt8[np.ndarray, "_ _ 3"]:
     """All images in equal cells, row by row, each as large as its cell lets it be; with a title below each if given.
 
     A cell is as wide as the widest and as high as the highest image, at most `cell_side` pixels each. Raises ValueError
@@ -97,7 +106,7 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
-def write_image(path: str | Path, image: np.ndarray) -> None:
+def write_image(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
     """Write a PNG or JPEG file (by the name's ending) atomically. Raises FastRCNNError for another ending."""
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
@@ -119,8 +128,8 @@ def _ink(colour: Colour) -> str:
     return "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 128 else "white"
 
 
-def _pixel_boxes(boxes: np.ndarray, width: int, height: int) -> list[PixelBox]:
-    """Half-open boxes [D, 4] as first and last pixels, at least one pixel large and inside the image."""
+def _pixel_boxes(boxes: Float[np.ndarray, "D 4"], width: int, height: int) -> list[PixelBox]:
+    """Half-open boxes as first and last pixels, at least one pixel large and inside the image."""
     last = np.array([width - 1, height - 1])
     first = np.clip(np.round(boxes[:, :2]), 0, last)
     end = np.clip(np.round(boxes[:, 2:]) - 1, first, last)

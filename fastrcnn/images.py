@@ -8,12 +8,14 @@ taken to be drawn on it, as labelling tools show it.
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import ArrayLike
 from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -60,8 +62,8 @@ def image_orientation(path: str | Path) -> int:
         return orientation(image)
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """The upright picture as RGB, uint8 [H, W, 3].
+def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
+    """The upright picture as RGB.
 
     Grey is repeated, CMYK converted, 16 bits become the upper 8, and alpha is dropped, as cv2.imread in the original
     does. Raises FastRCNNError naming the file when it is missing, not a single picture, of more than 16 bits, cut
@@ -77,13 +79,13 @@ def read_image(path: str | Path) -> np.ndarray:
         return _upright_rgb(image)
 
 
-def pillow_pixels(image: Image.Image) -> np.ndarray:
+def pillow_pixels(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     """The same of a picture that Pillow has opened or made, of any mode. Raises FastRCNNError if it cannot be had."""
     with _reading("image"):
         return _upright_rgb(image)
 
 
-def _upright_rgb(image: Image.Image) -> np.ndarray:
+def _upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     turn = UPRIGHT.get(orientation(image))
     image.load()
     if image.mode.startswith("I;16"):
@@ -207,9 +209,9 @@ def image_scale(width: int, height: int, short_side: int, long_side: int) -> flo
 
 
 def prepare_image(
-    image: np.ndarray, scale: float, mean: Sequence[float], std: Sequence[float], flip: bool = False
+    image: UInt8[np.ndarray, "H W 3"], scale: float, mean: ArrayLike, std: ArrayLike, flip: bool = False
 ) -> "torch.Tensor":
-    """The network's input, float32 [3, h, w] in scaled pixels, from RGB uint8 [H, W, 3].
+    """The network's input, float32 [3, h, w] in scaled pixels, from RGB.
 
     Mirrored left to right if `flip`, normalised with `mean` and `std` (RGB, in units of pixel values 0..255), and
     only then resized, in float32, by one scalar factor with linear interpolation (fast-rcnn lib/utils/blob.py and

@@ -19,7 +19,7 @@ from fastrcnn.annotations.frames import turn_box, turn_to_apply
 from fastrcnn.annotations.objects import check_box, check_class, no_box, read_size, unreadable
 from fastrcnn.annotations.pictures import Pictures
 from fastrcnn.annotations.problems import Outcome, Problem, of_class
-from fastrcnn.annotations.records import ImageRecord, Object, make_record
+from fastrcnn.annotations.records import Box, ImageRecord, Object, make_record
 from fastrcnn.annotations.splits import Found, Listing, Source
 from fastrcnn.config import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
@@ -172,8 +172,8 @@ def _read_object(
     return None if good is None else (good, label, bool(crowd)), of_class(problems, file.names[category])
 
 
-def _half_open(bbox: Any) -> np.ndarray:
-    """float64 [4] in image pixels; NaN for a box that is not four finite numbers."""
+def _half_open(bbox: Any) -> Box:
+    """In image pixels; NaN for a box that is not four finite numbers."""
     numbers = _numbers(bbox)
     if numbers is None or len(numbers) != 4:
         return np.full(4, np.nan)
@@ -181,8 +181,8 @@ def _half_open(bbox: Any) -> np.ndarray:
     return np.array([x, y, x + width, y + height], np.float64)
 
 
-def _enclosing(segmentation: Any) -> np.ndarray | None:
-    """The box around the polygons [x, y, x, y, ...] of an object, float64 [4]; None if these are not polygons."""
+def _enclosing(segmentation: Any) -> Box | None:
+    """The box around the polygons [x, y, x, y, ...] of an object; None if these are not polygons."""
     polygons = [_numbers(polygon) for polygon in segmentation] if isinstance(segmentation, list) else []
     if not polygons or any(p is None or len(p) < 6 or len(p) % 2 for p in polygons):
         return None

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fastrcnn.annotations.problems import Problem
+from fastrcnn.annotations.records import Box
 from fastrcnn.config import DataConfig
 from fastrcnn.images import image_orientation
 
@@ -40,7 +41,7 @@ def turn_to_apply(
     return 1, [Problem(UNKNOWN, file, where, text)]
 
 
-def turn_box(box: np.ndarray, turn: int, size: tuple[float, float]) -> np.ndarray:
+def turn_box(box: Box, turn: int, size: tuple[float, float]) -> Box:
     """A half-open box [4] of the stored picture in its upright frame of `size` (width, height), for EXIF `turn`."""
     x1, y1, x2, y2 = box if turn < 5 else box[[1, 0, 3, 2]]
     if turn in (2, 3, 6, 7):

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float32, Float64
 
 from fastrcnn.annotations.problems import Outcome, Problem
-from fastrcnn.annotations.records import ImageRecord
+from fastrcnn.annotations.records import Box, ImageRecord
 from fastrcnn.config import DataConfig
 from fastrcnn.detections import plain_name
 from fastrcnn.errors import FastRCNNError
@@ -41,12 +42,18 @@ def _nearest(name: str, names: tuple[str, ...]) -> str:
 
 
 def check_box(
-    box: np.ndarray, shown: str, size: tuple[int, int], file: Path, where: int | str, data: DataConfig, hint: str = ""
-) -> tuple[np.ndarray | None, list[Problem]]:
+    box: Box,
+    shown: str,
+    size: tuple[int, int],
+    file: Path,
+    where: int | str,
+    data: DataConfig,
+    hint: str = "",
+) -> tuple[Float32[np.ndarray, "4"] | None, list[Problem]]:
     """The box of an object of `file` as training uses it, and what is wrong with it; None: it is left out.
 
-    `box` is [4] in image pixels, half open, with NaN for what is not a number; `shown` is how the file writes it,
-    `size` the image's (width, height). `hint` follows the message of a box that leaves the image. Returns float32 [4].
+    `box` is in image pixels, half open, with NaN for what is not a number; `shown` is how the file writes it,
+    `size` the image's (width, height). `hint` follows the message of a box that leaves the image.
     """
     with np.errstate(over="ignore"):
         box = put_on_edge(box, *size, ROUNDING).astype(np.float32)
@@ -71,14 +78,14 @@ def no_box(kind: str, text: str, file: Path, where: int | str, data: DataConfig)
     return Problem(kind, file, where, text, "skipped")
 
 
-def put_on_edge(box: np.ndarray, right: float, bottom: float, rounding: float) -> np.ndarray:
-    """The box, [4], whose sides that leave [0, right] x [0, bottom] by no more than `rounding` are put on its edge."""
+def put_on_edge(box: Box, right: float, bottom: float, rounding: float) -> Float64[np.ndarray, "4"]:
+    """The box whose sides that leave [0, right] x [0, bottom] by no more than `rounding` are put on its edge."""
     low, high = box[:2].tolist(), zip(box[2:].tolist(), (right, bottom), strict=True)
     low = [0.0 if -rounding <= value < 0 else value for value in low]
     return np.array(low + [edge if edge < value <= edge + rounding else value for value, edge in high], np.float64)
 
 
-def _fault(box: np.ndarray, size: tuple[int, int]) -> tuple[str, str] | None:
+def _fault(box: Box, size: tuple[int, int]) -> tuple[str, str] | None:
     """(kind, description) of what is wrong with a box."""
     if np.isnan(box).any():
         return "box unreadable", "does not hold four numbers"
@@ -92,7 +99,7 @@ def _fault(box: np.ndarray, size: tuple[int, int]) -> tuple[str, str] | None:
     return None
 
 
-def _fix(box: np.ndarray, size: tuple[int, int], on_bad_box: str) -> tuple[np.ndarray | None, Outcome]:
+def _fix(box: Box, size: tuple[int, int], on_bad_box: str) -> tuple[Box | None, Outcome]:
     """What becomes of a bad box, and the outcome; one that clipping leaves empty or inside out is skipped."""
     if on_bad_box == "error":
         return None, "error"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
 
 from fastrcnn.config import DataConfig
 from fastrcnn.detections import plain_name
@@ -19,14 +20,15 @@ class ImageRecord:
     path: Path
     width: int  # image pixels, upright
     height: int
-    boxes: np.ndarray  # float32 [G, 4], image pixels, half open
-    classes: np.ndarray  # int64 [G], in 1..K-1
-    difficult: np.ndarray  # bool [G]
+    boxes: Float32[np.ndarray, "G 4"]  # image pixels, half open
+    classes: Int64[np.ndarray, "G"]  # in 1..K-1
+    difficult: Bool[np.ndarray, "G"]
     annotation: Path | None  # the file that its objects are from; None for an image without one
     refused: int = 0  # objects of that file that are left out as they are not right
 
 
-Object = tuple[np.ndarray, int, bool]  # box [4] (image pixels, half open), class, difficult
+Box = Float[np.ndarray, "4"]  # (x1, y1, x2, y2)
+Object = tuple[Box, int, bool]  # box (image pixels, half open), class, difficult
 
 
 def make_record(

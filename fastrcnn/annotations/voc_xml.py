@@ -18,7 +18,7 @@ import numpy as np
 from fastrcnn.annotations.frames import turn_box, turn_to_apply
 from fastrcnn.annotations.objects import check_box, check_class
 from fastrcnn.annotations.problems import Problem, of_class
-from fastrcnn.annotations.records import ImageRecord, Object
+from fastrcnn.annotations.records import Box, ImageRecord, Object
 from fastrcnn.annotations.writing import file_of, shortest, write_text
 from fastrcnn.annotations.xml_tree import read_annotation
 from fastrcnn.config import DataConfig
@@ -173,8 +173,8 @@ def _are_fractions(sides: list[str]) -> bool:
     return all(0 <= value <= 1 for value in raw) and any(0 < value < 1 for value in raw)
 
 
-def _half_open(sides: list[str], origin: int) -> np.ndarray:
-    """float64 [4] in image pixels; NaN for a box that is not four finite numbers."""
+def _half_open(sides: list[str], origin: int) -> Box:
+    """In image pixels; NaN for a box that is not four finite numbers."""
     try:
         raw = [float(text) for text in sides]
     except ValueError:

@@ -16,7 +16,7 @@ import numpy as np
 from fastrcnn.annotations.frames import turn_box, turn_to_apply
 from fastrcnn.annotations.objects import check_box, check_class, no_box, put_on_edge, read_size, unlabelled
 from fastrcnn.annotations.problems import Problem, of_class
-from fastrcnn.annotations.records import ImageRecord, Object, make_record
+from fastrcnn.annotations.records import Box, ImageRecord, Object, make_record
 from fastrcnn.annotations.splits import Found, Listing, Source
 from fastrcnn.annotations.writing import file_of, write_text
 from fastrcnn.annotations.yolo_layout import Names, find_names, find_pictures, label_files, write_description
@@ -129,13 +129,13 @@ def _numbers(words: list[str], keypoints: int) -> list[float] | str:
     return numbers
 
 
-def _corners(cx: float, cy: float, width: float, height: float) -> np.ndarray:
-    """float64 [4], half open, in fractions of the image."""
+def _corners(cx: float, cy: float, width: float, height: float) -> Box:
+    """Half open, in fractions of the image."""
     return np.array([cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2], np.float64)
 
 
-def _around(points: list[float]) -> np.ndarray:
-    """The box around a polygon x y x y ..., float64 [4]."""
+def _around(points: list[float]) -> Box:
+    """The box around a polygon x y x y ..."""
     return np.array([min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])], np.float64)
 
 

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fastrcnn.annotations.problems import Problem
+from fastrcnn.annotations.problems import Outcome, Problem
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config
 from fastrcnn.errors import FastRCNNError
@@ -55,7 +55,9 @@ def nothing_labelled(
     annotated = sum(record.annotation is not None for record in records)
     if any(len(record.boxes) for record in records) or (part == "test" and not annotated):
         return None
-    left_out = Counter((p.kind, p.outcome) for p in problems if p.outcome in ("error", "skipped", "ignored"))
+    left_out: Counter[tuple[str, Outcome]] = Counter(
+        (p.kind, p.outcome) for p in problems if p.outcome in ("error", "skipped", "ignored")
+    )
     if left_out and all(outcome == "error" for _, outcome in left_out):
         return None
     text = (
@@ -65,7 +67,7 @@ def nothing_labelled(
 
 
 def _cause(
-    annotated: int, left_out: Counter[tuple[str, str]], problems: Sequence[Problem], classes: Sequence[str]
+    annotated: int, left_out: Counter[tuple[str, Outcome]], problems: Sequence[Problem], classes: Sequence[str]
 ) -> str:
     """Why no object is left, as far as reading the annotations tells."""
     if not annotated:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.records import ImageRecord
@@ -47,7 +48,7 @@ def other_pictures(proposals: Proposals, records: list[ImageRecord], pixels: dic
             yield Problem("proposals of another picture", record.path, None, text, "noted")
 
 
-def without_proposals(record: ImageRecord, proposals: np.ndarray) -> list[Problem]:
+def without_proposals(record: ImageRecord, proposals: Float32[np.ndarray, "P 4"]) -> list[Problem]:
     """A remark if an image has no proposal [P, 4] at all."""
     if len(proposals):
         return []

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.read import read_each_data_set
@@ -23,16 +24,16 @@ class ImageSet:
     """
 
     records: Sequence[ImageRecord]
-    proposals: Mapping[str, np.ndarray]  # by image id; may hold more images than `records`
+    proposals: Mapping[str, Float32[np.ndarray, "_ 4"]]  # by image id; may hold more images than `records`
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> tuple[ImageRecord, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[ImageRecord, Float32[np.ndarray, "P 4"]]:
         record = self.records[index]
         return record, self.proposals[record.id]
 
-    def __iter__(self) -> Iterator[tuple[ImageRecord, np.ndarray]]:
+    def __iter__(self) -> Iterator[tuple[ImageRecord, Float32[np.ndarray, "_ 4"]]]:
         return (self[index] for index in range(len(self)))
 
     @property

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,12 +30,12 @@ class Batch:
 
     iteration: int
     ids: list[str]
-    images: list[Tensor]  # N of [3, H, W] float32, normalised, scaled and flipped; none if there are maps
-    maps: list[Tensor]  # N outputs of the frozen layers [c, h, w], from a feature cache; none without one
+    images: list[Float32[Tensor, "3 _ _"]]  # N, normalised, scaled and flipped; none if there are maps
+    maps: list[Float[Tensor, "c _ _"]]  # N outputs of the frozen layers, from a feature cache; none without one
     scales: list[float]  # scaled pixels per image pixel
-    rois: list[Tensor]  # N of [R_i, 4], image pixels of the flipped image
-    labels: Tensor  # [R] int64, 0 is background
-    bbox_targets: Tensor  # [R, 4], not normalised
+    rois: list[Float32[Tensor, "_ 4"]]  # N, in image pixels of the flipped image
+    labels: Int64[Tensor, "R"]  # 0 is background
+    bbox_targets: Float32[Tensor, "R 4"]  # not normalised
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; copies do not wait when the memory is pinned."""
@@ -101,7 +102,7 @@ class BatchDataset(Dataset):
             torch.cat([d.bbox_targets for d in drawn]),
         )
 
-    def _image(self, record: ImageRecord, scale: float, flip: bool) -> Tensor:
+    def _image(self, record: ImageRecord, scale: float, flip: bool) -> Float32[Tensor, "3 _ _"]:
         pixels = read_image(record.path)
         if pixels.shape[:2] != (record.height, record.width):
             raise FastRCNNError(f"{record.path}: has changed since training started; start again")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from fastrcnn import boxes as box_ops
@@ -31,11 +32,11 @@ class PlannedImage:
 
 @dataclass(frozen=True)
 class SampledRoIs:
-    """What one image gives to a batch: boxes [R_i, 4] image pixels, labels [R_i] int64, bbox_targets [R_i, 4]."""
+    """What one image gives to a batch."""
 
-    boxes: Tensor
-    labels: Tensor
-    bbox_targets: Tensor
+    boxes: Float32[Tensor, "R 4"]  # image pixels
+    labels: Int64[Tensor, "R"]  # 0 is background
+    bbox_targets: Float32[Tensor, "R 4"]
 
 
 def plan_batch(
@@ -66,17 +67,17 @@ def dropout_seed(seed: int, iteration: int) -> int:
 
 
 def sample_rois(
-    proposals: Tensor,
-    gt_boxes: Tensor,
-    gt_classes: Tensor,
+    proposals: Float32[Tensor, "P 4"],
+    gt_boxes: Float32[Tensor, "G 4"],
+    gt_classes: Int64[Tensor, "G"],
     config: SamplingConfig,
     rng: np.random.Generator,
 ) -> SampledRoIs:
     """Draw one image's share of the mini-batch, without replacement (fast-rcnn lib/roi_data_layer/minibatch.py).
 
-    proposals [P, 4], gt_boxes [G, 4] in unscaled image pixels, gt_classes [G]. The objects themselves are among the
-    RoIs. At most R / N RoIs: up to a quarter foreground (IoU >= 0.5 with some object), the rest background (IoU in
-    [0.1, 0.5)); fewer when there are not enough. An image without objects gives background from all its proposals.
+    Boxes are in unscaled image pixels. The objects themselves are among the RoIs. At most R / N RoIs: up to a quarter
+    foreground (IoU >= 0.5 with some object), the rest background (IoU in [0.1, 0.5)); fewer when there are not enough.
+    An image without objects gives background from all its proposals.
     """
     rois = torch.cat((gt_boxes, proposals))
     per_image = config.rois_per_batch // config.images_per_batch
@@ -102,7 +103,7 @@ def sample_rois(
     return SampledRoIs(chosen, labels, bbox_targets)
 
 
-def _choose(candidates: Tensor, wanted: int, rng: np.random.Generator) -> Tensor:
+def _choose(candidates: Int64[Tensor, "_"], wanted: int, rng: np.random.Generator) -> Int64[Tensor, "_"]:
     if len(candidates) <= wanted:
         return candidates
     return candidates[torch.from_numpy(rng.permutation(len(candidates))[:wanted])]
@@ -124,7 +125,7 @@ class TargetSums:
         self.total = torch.zeros(num_classes, 4, dtype=torch.float64)
         self.squares = torch.zeros(num_classes, 4, dtype=torch.float64)
 
-    def add(self, record: ImageRecord, proposals: np.ndarray) -> None:
+    def add(self, record: ImageRecord, proposals: Float32[np.ndarray, "P 4"]) -> None:
         """Add the RoIs of one image; proposals [P, 4] in image pixels."""
         if not len(record.boxes):
             return

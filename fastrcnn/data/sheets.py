@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float32, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -63,7 +64,7 @@ def write_sheets(report: Report, config: Config, folder: Path) -> list[Path]:
 # ---- labels
 
 
-def label_sheet(cells: Sequence[tuple[ImageRecord, str]], classes: Sequence[str]) -> np.ndarray:
+def label_sheet(cells: Sequence[tuple[ImageRecord, str]], classes: Sequence[str]) -> UInt8[np.ndarray, "H W 3"]:
     """Images with their objects drawn on them, and a title below each, as one picture."""
     drawn = []
     for record, _ in cells:
@@ -133,7 +134,7 @@ def _usable(report: Report, config: Config) -> ImageSet | None:
         return None  # no objects at all
 
 
-def batch_sheet(images: ImageSet, config: Config) -> np.ndarray:
+def batch_sheet(images: ImageSet, config: Config) -> UInt8[np.ndarray, "H W 3"]:
     """The first batches as the network sees them: scaled and flipped, with RoIs, and the targets of the foreground."""
     pixels = BatchDataset(images, config, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     drawn, titles = [], []
@@ -227,7 +228,7 @@ def _draw_classes(axes: Axes, report: Report) -> None:
     axes.set_title(f"objects of each class{more}", fontsize=17)
 
 
-def _boxes(report: Report, part: str) -> np.ndarray:
+def _boxes(report: Report, part: str) -> Float32[np.ndarray, "_ 4"]:
     boxes = [record.boxes for s in report.sets if s.part == part for record in s.records]
     return np.concatenate(boxes) if boxes else np.zeros((0, 4), np.float32)
 

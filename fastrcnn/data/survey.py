@@ -3,6 +3,7 @@
 import hashlib
 
 import numpy as np
+from jaxtyping import Float32
 
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.records import ImageRecord, training_record
@@ -21,7 +22,7 @@ class Survey:
         self._digest = hashlib.blake2b(digest_size=16)
         self._sums = TargetSums(len(config.classes) + 1, config.sampling.foreground_iou)
 
-    def add(self, record: ImageRecord, proposals: np.ndarray) -> None:
+    def add(self, record: ImageRecord, proposals: Float32[np.ndarray, "P 4"]) -> None:
         """Add an image, unless training leaves it out; proposals float32 [P, 4] in image pixels."""
         used = training_record(record, self.config.data)
         if used is None:

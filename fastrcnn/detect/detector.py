@@ -7,6 +7,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Int64, UInt8
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
@@ -90,9 +91,10 @@ class Detector:
         return Detections(found, classes, best, tuple(self.config.classes))
 
     @torch.inference_mode()
-    def classify(self, image: np.ndarray, rois: Tensor) -> tuple[Tensor, Tensor]:
-        """Every RoI's probabilities and boxes: pixels uint8 [H, W, 3], rois [R, 4] image pixels ->
-        scores [R, K], boxes [R, K, 4] image pixels, clipped to the image; both float32."""
+    def classify(
+        self, image: UInt8[np.ndarray, "H W 3"], rois: Float32[Tensor, "R 4"]
+    ) -> tuple[Float32[Tensor, "R K"], Float32[Tensor, "R K 4"]]:
+        """Every RoI's probabilities and boxes; boxes and RoIs in image pixels, boxes clipped to the image."""
         height, width = image.shape[:2]
         settings = self.config.image
         scales = [image_scale(width, height, side, settings.test_long_side) for side in settings.test_short_side]
@@ -106,8 +108,10 @@ class Detector:
         boxes = box_ops.clip(box_ops.decode(rois, deltas), width, height)
         return scores.softmax(dim=1), boxes
 
-    def _one_scale(self, image: np.ndarray, rois: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Raw scores [R, K] and deltas [R, 4 * K] of RoIs looked at in one scale."""
+    def _one_scale(
+        self, image: UInt8[np.ndarray, "H W 3"], rois: Float32[Tensor, "R 4"], scale: float
+    ) -> tuple[Float32[Tensor, "R K"], Float32[Tensor, "R 4*K"]]:
+        """Raw scores and deltas of RoIs looked at in one scale."""
         model, normalisation = self.model, self.model.normalisation
         pixels = prepare_image(image, scale, normalisation.mean, normalisation.std).to(self.device)
         features = model.features([pixels])
@@ -133,8 +137,8 @@ def _copied(model: FastRCNN, device: torch.device) -> FastRCNN:
     return deepcopy(model, copies).to(device).eval()  # deepcopy takes what is in its memo for a copy made already
 
 
-def nearest_scale(rois: Tensor, scales: list[float]) -> Tensor:
-    """The index of the scale that brings each RoI's area nearest 224^2, [R, 4] image pixels -> [R] int64; the first of
-    equals (fast-rcnn lib/fast_rcnn/test.py, _project_im_rois)."""
+def nearest_scale(rois: Float32[Tensor, "R 4"], scales: list[float]) -> Int64[Tensor, "R"]:
+    """The index of the scale that brings each RoI's area (image pixels) nearest 224^2; the first of equals
+    (fast-rcnn lib/fast_rcnn/test.py, _project_im_rois)."""
     squares = rois.new_tensor(scales).square()
     return (box_ops.area(rois)[:, None] * squares - CANONICAL_AREA).abs().argmin(dim=1)

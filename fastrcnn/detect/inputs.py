@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from jaxtyping import Float32, UInt8
 from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
@@ -19,8 +20,8 @@ FORMS = (
 )
 
 
-def as_pixels(picture: Picture) -> np.ndarray:
-    """The upright picture as RGB, uint8 [H, W, 3]; a path and a Pillow image are turned as their EXIF says.
+def as_pixels(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:
+    """The upright picture as RGB; a path and a Pillow image are turned as their EXIF says.
 
     Raises FastRCNNError for a file that is no picture, and for anything else than FORMS, without pixels, or with
     numbers that are not finite.
@@ -42,8 +43,8 @@ def as_pixels(picture: Picture) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _of_tensor(picture: Tensor) -> np.ndarray:
-    """[3, H, W] as torchvision has it -> [H, W, 3]; one channel [1, H, W] is grey."""
+def _of_tensor(picture: Tensor) -> UInt8[np.ndarray, "H W 3"]:
+    """From [3, H, W] as torchvision has it; one channel [1, H, W] is grey."""
     known = picture.dtype == torch.uint8 or picture.is_floating_point()
     if not known or picture.ndim != 3 or len(picture) not in (1, 3):
         kind = str(picture.dtype).removeprefix("torch.")
@@ -57,8 +58,8 @@ def _of_tensor(picture: Tensor) -> np.ndarray:
     return picture.byte().expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
-def as_rois(proposals: ArrayLike | Tensor) -> Tensor:
-    """Proposals [P, 4] in image pixels, half open -> float32 [P, 4]; an empty list is none.
+def as_rois(proposals: ArrayLike | Tensor) -> Float32[Tensor, "P 4"]:
+    """Proposals [P, 4] in image pixels, half open, as a tensor; an empty list is none.
 
     Raises FastRCNNError for another shape, numbers that are not finite, and boxes without width or height.
     """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float, Int, Real
 
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.detections import DetectedImage
@@ -25,10 +25,10 @@ T = TypeVar("T", DetectedImage, ImageRecord)
 class DetectionRows:
     """Detections of all images, one row each. Raises FastRCNNError for unequal lengths and NaN or infinite numbers."""
 
-    images: NDArray[np.int64]  # [D], 0..N-1
-    classes: NDArray[np.int64]  # [D], 1..K-1
-    scores: NDArray[np.float32]  # [D]
-    boxes: NDArray[np.float32]  # [D, 4], image pixels, half open
+    images: Int[np.ndarray, "D"]  # 0..N-1
+    classes: Int[np.ndarray, "D"]  # 1..K-1
+    scores: Float[np.ndarray, "D"]
+    boxes: Real[np.ndarray, "D 4"]  # image pixels, half open
 
     def __post_init__(self) -> None:
         _check_rows("detection", self.images, self.classes, self.boxes, self.scores)
@@ -41,10 +41,10 @@ class DetectionRows:
 class ObjectRows:
     """Objects of all images, one row each. Raises FastRCNNError as DetectionRows does."""
 
-    images: NDArray[np.int64]  # [G], 0..N-1
-    classes: NDArray[np.int64]  # [G], 1..K-1
-    boxes: NDArray[np.float32]  # [G, 4], image pixels, half open
-    difficult: NDArray[np.bool_]  # [G]
+    images: Int[np.ndarray, "G"]  # 0..N-1
+    classes: Int[np.ndarray, "G"]  # 1..K-1
+    boxes: Real[np.ndarray, "G 4"]  # image pixels, half open
+    difficult: Bool[np.ndarray, "G"]
 
     def __post_init__(self) -> None:
         _check_rows("object", self.images, self.classes, self.boxes, self.difficult)
@@ -104,7 +104,7 @@ def by_id(images: Sequence[T], which: str) -> dict[str, T]:
     return found
 
 
-def _concatenate(parts: list[NDArray], dtype: type, *row: int) -> NDArray:
+def _concatenate(parts: list[np.ndarray], dtype: type, *row: int) -> np.ndarray:
     return np.concatenate([np.empty((0, *row), dtype), *parts])
 
 

@@ -13,7 +13,7 @@ Shapes: D detections, G objects, K classes with background.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float64, Int64, Real
 
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
@@ -24,14 +24,14 @@ class VOCResult:
     """Scores by class; every field but `metric` has K entries, of which entry 0 (background) says nothing."""
 
     metric: str  # 11point | area
-    ap: NDArray[np.float64]  # [K]; NaN for a class without objects (difficult ones do not count) and for background
-    objects: NDArray[np.int64]  # [K], without difficult ones: the kit's npos
-    detections: NDArray[np.int64]  # [K], all of them, also those on difficult objects
-    precision: list[NDArray[np.float64]]  # [K] curves by falling score, without detections on difficult objects
-    recall: list[NDArray[np.float64]]  # [K], the same; empty for a class without objects
+    ap: Float64[np.ndarray, "K"]  # NaN for a class without objects (difficult ones do not count) and for background
+    objects: Int64[np.ndarray, "K"]  # without difficult ones: the kit's npos
+    detections: Int64[np.ndarray, "K"]  # all of them, also those on difficult objects
+    precision: list[Float64[np.ndarray, "_"]]  # K curves by falling score, without detections on difficult objects
+    recall: list[Float64[np.ndarray, "_"]]  # K, the same; empty for a class without objects
 
     @property
-    def absent(self) -> NDArray[np.int64]:
+    def absent(self) -> Int64[np.ndarray, "_"]:
         """The classes (1..K-1) without objects: their AP is NaN and the mean leaves them out."""
         return np.flatnonzero(self.objects[1:] == 0) + 1
 
@@ -90,14 +90,14 @@ def evaluate(
         precision.append(true_positives / np.arange(1, len(true_positives) + 1))
         recall.append(true_positives / max(objects[k], 1))
         if objects[k]:
-            ap[k] = _average_precision(true_positives, precision[k], objects[k], metric)
+            ap[k] = _average_precision(true_positives, precision[k], int(objects[k]), metric)
     return VOCResult(metric, ap, objects, counts, precision, recall)
 
 
 def _best_objects(
     detections: DetectionRows, ground_truth: ObjectRows, class_count: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For each detection the object of its image and class that it overlaps most, [D], and their IoU, [D].
+) -> tuple[Int64[np.ndarray, "D"], Float64[np.ndarray, "D"]]:
+    """For each detection the object of its image and class that it overlaps most, and their IoU.
 
     Where nothing overlaps, the IoU is 0 and the object means nothing.
     """
@@ -121,8 +121,8 @@ def _best_objects(
     return best, overlap
 
 
-def _iou_by_row(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """IoU of row i of `a` with row i of `b`, [n, 4] and [n, 4] -> [n]; empty boxes overlap nothing.
+def _iou_by_row(a: Real[np.ndarray, "n 4"], b: Real[np.ndarray, "n 4"]) -> Float64[np.ndarray, "n"]:
+    """IoU of row i of `a` with row i of `b`; empty boxes overlap nothing.
 
     In float64, so that whole pixels give the exact quotient's nearest number and IoU 0.5 is 0.5.
     """
@@ -135,9 +135,9 @@ def _iou_by_row(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.fl
 
 
 def _average_precision(
-    true_positives: NDArray[np.int64], precision: NDArray[np.float64], objects: int, metric: str
+    true_positives: Int64[np.ndarray, "n"], precision: Float64[np.ndarray, "n"], objects: int, metric: str
 ) -> float:
-    """AP of one class from its cumulative counts of right detections, [n], and its precision, [n]."""
+    """AP of one class from its cumulative counts of right detections and its precision."""
     best_after = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # precision 0 where recall ends
     if metric == "11point":
         # Recall >= k / 10 in whole numbers: steps of 0.1 in floating point put 0.3, 0.6 and 0.7 out of reach of a

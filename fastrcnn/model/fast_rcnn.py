@@ -8,6 +8,7 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from fastrcnn.config import ModelConfig
@@ -19,7 +20,7 @@ from fastrcnn.model.roi_features import project, roi_pool
 class FastRCNN(nn.Module):
     """The network. Forward is for training; detection calls its parts (fastrcnn/detect/detector.py)."""
 
-    feature_scale: Tensor  # one constant that pooled features are multiplied by
+    feature_scale: Float32[Tensor, ""]  # one constant that pooled features are multiplied by
 
     def __init__(self, config: ModelConfig, num_classes: int, precision: str = "float32"):
         """Random weights: num_classes is K; precision applies to convolutions, fc6 and fc7 only.
@@ -63,8 +64,8 @@ class FastRCNN(nn.Module):
         enabled = self.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
-    def frozen_features(self, image: Tensor) -> Tensor:
-        """The layers that never change: image [3, H, W] -> their output [c, h', w'], without gradient.
+    def frozen_features(self, image: Float[Tensor, "3 H W"]) -> Float[Tensor, "c _ _"]:
+        """The layers that never change: a normalised image -> their output, without gradient.
 
         One image a call, so that the numbers do not depend on the company an image has in its batch.
         """
@@ -74,8 +75,8 @@ class FastRCNN(nn.Module):
                 maps = layer(maps)
             return maps[0]
 
-    def trained_features(self, maps: list[Tensor]) -> list[Tensor]:
-        """The layers that learn: N outputs of frozen_features -> N feature maps [C, h, w].
+    def trained_features(self, maps: list[Float[Tensor, "c _ _"]]) -> list[Float[Tensor, "C _ _"]]:
+        """The layers that learn: N outputs of frozen_features -> N feature maps.
 
         Images of equal size share a call; none is padded, so that no feature is computed from padding.
         """
@@ -91,12 +92,14 @@ class FastRCNN(nn.Module):
                     result[i] = output
         return result
 
-    def features(self, images: list[Tensor]) -> list[Tensor]:
-        """N normalised images [3, H, W], sizes may differ -> N feature maps [C, h, w]."""
+    def features(self, images: list[Float[Tensor, "3 _ _"]]) -> list[Float[Tensor, "C _ _"]]:
+        """N normalised images, whose sizes may differ -> N feature maps."""
         return self.trained_features([self.frozen_features(image) for image in images])
 
-    def fully_connected(self, pooled: Tensor, dropout_seed: int | None = None) -> Tensor:
-        """fc6 and fc7: pooled features [R, C * P * P] -> [R, fc_width] float32.
+    def fully_connected(
+        self, pooled: Float[Tensor, "R CPP"], dropout_seed: int | None = None
+    ) -> Float32[Tensor, "R fc_width"]:
+        """fc6 and fc7 of pooled features.
 
         With a seed, dropout masks are drawn from it (training); without, there is no dropout.
         """
@@ -111,16 +114,20 @@ class FastRCNN(nn.Module):
                     x = dropout(x, self.config.dropout, generator)
         return x.float()
 
-    def siblings(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two output layers, always float32: [R, fc_width] -> scores [R, K], normalised deltas [R, 4 * K]."""
+    def siblings(self, x: Float[Tensor, "R fc_width"]) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
+        """The two output layers, always float32: scores and normalised deltas."""
         with torch.autocast(self.device.type, enabled=False):
             return self.cls_score(x), self.bbox_pred(x)
 
     def forward(
-        self, maps: list[Tensor], rois: list[Tensor], scales: list[float], dropout_seed: int | None
-    ) -> tuple[Tensor, Tensor]:
-        """N outputs of frozen_features and each image's RoIs ([R_i, 4] image pixels; scale of the image) ->
-        scores [R, K] and normalised deltas [R, 4 * K], RoIs in the order of the images."""
+        self,
+        maps: list[Float[Tensor, "c _ _"]],
+        rois: list[Float[Tensor, "_ 4"]],
+        scales: list[float],
+        dropout_seed: int | None,
+    ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
+        """N outputs of frozen_features, each image's RoIs (image pixels) and scale -> scores and normalised deltas,
+        RoIs in the order of the images."""
         projected = [project(boxes, scale) for boxes, scale in zip(rois, scales, strict=True)]
         pooled = roi_pool(self.trained_features(maps), projected, self.config.pool_size, 1 / self.stride)
         return self.siblings(self.fully_connected(pooled.flatten(1), dropout_seed))
@@ -133,15 +140,15 @@ def factors(layer: nn.Linear, rank: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(V=V, U=U))
 
 
-def dropout(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+def dropout(x: Float[Tensor, "*n"], probability: float, generator: torch.Generator) -> Float[Tensor, "*n"]:
     """Zeroes each number with `probability` and scales the rest so that the mean stays; the generator decides."""
     keep = torch.rand(x.shape, generator=generator, device=x.device) >= probability
     return x * keep / (1 - probability)
 
 
 @torch.no_grad()
-def scaled_start(model: FastRCNN, pooled: Tensor) -> None:
-    """Start fc6 and fc7 for weights that come without them; `pooled` [R, C * P * P] are features of some real RoIs.
+def scaled_start(model: FastRCNN, pooled: Float[Tensor, "R CPP"]) -> None:
+    """Start fc6 and fc7 for weights that come without them; `pooled` are features of some real RoIs.
 
     VGG16's features are about 10 in RMS after max pooling. A plain start multiplies that through both layers, the first
     loss is three times ln K, and the network retreats to the class prior for good. So pooled features are divided by
@@ -154,6 +161,6 @@ def scaled_start(model: FastRCNN, pooled: Tensor) -> None:
         x = F.relu(layer(x))
 
 
-def rms(x: Tensor) -> float:
+def rms(x: Float[Tensor, "*n"]) -> float:
     """Root of the mean square of all numbers."""
     return float(x.float().square().mean().sqrt())

@@ -5,17 +5,21 @@ Shapes: R RoIs in the batch, K classes with background.
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 
 def multi_task_loss(
-    scores: Tensor, deltas: Tensor, labels: Tensor, bbox_targets: Tensor, bbox_loss_weight: float
-) -> dict[str, Tensor]:
+    scores: Float[Tensor, "R K"],
+    deltas: Float[Tensor, "R 4*K"],
+    labels: Int64[Tensor, "R"],
+    bbox_targets: Float[Tensor, "R 4"],
+    bbox_loss_weight: float,
+) -> dict[str, Float[Tensor, ""]]:
     """Softmax cross-entropy and smooth L1 of the true class's box, each divided by R.
 
-    scores [R, K], deltas [R, 4 * K] and bbox_targets [R, 4] normalised, labels [R] int64 with 0 for background. Both
-    divide by all R rows, foreground or not, as the Caffe layers do (softmax_loss_layer.cpp and
-    smooth_L1_loss_layer.cu). No RoIs give zero.
+    Deltas and targets are normalised; label 0 is background. Both losses divide by all R rows, foreground or not, as
+    the Caffe layers do (softmax_loss_layer.cpp and smooth_L1_loss_layer.cu). No RoIs give zero.
     """
     rois = max(len(labels), 1)
     loss_cls = F.cross_entropy(scores, labels, reduction="sum") / rois
@@ -26,9 +30,9 @@ def multi_task_loss(
 
 
 @torch.no_grad()
-def diagnostics(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """How classification stands: scores [R, K], labels [R] -> accuracy of all and of foreground RoIs, the share of
-    foreground RoIs called background, and their number, as scalars on the same device. Shares of nothing are NaN."""
+def diagnostics(scores: Float[Tensor, "R K"], labels: Int64[Tensor, "R"]) -> dict[str, Shaped[Tensor, ""]]:
+    """How classification stands: accuracy of all and of foreground RoIs, the share of foreground RoIs called
+    background, and their number, as scalars on the same device. Shares of nothing are NaN."""
     predicted, foreground = scores.argmax(dim=1), labels > 0
     right, count = predicted == labels, foreground.sum()
     return {

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 from tqdm import tqdm
 
 from fastrcnn.annotations.problems import Problem
@@ -16,7 +17,7 @@ from fastrcnn.proposals.proposals import Proposals, read_proposals
 log = logging.getLogger(__name__)
 
 REMEDY = "make them again from these images with tools/proposals.py"
-Visit = Callable[[ImageRecord, np.ndarray], None]  # an image and its proposals, float32 [P, 4]
+Visit = Callable[[ImageRecord, Float32[np.ndarray, "P 4"]], None]  # an image and its proposals
 
 
 def open_proposals(
@@ -73,8 +74,8 @@ def find_problems(proposals: Proposals, records: Sequence[ImageRecord], also: Vi
     return found
 
 
-def _check_image(proposals: Proposals, record: ImageRecord) -> tuple[Problem | None, np.ndarray]:
-    """What is wrong with the proposals of one image, and these, [P, 4]."""
+def _check_image(proposals: Proposals, record: ImageRecord) -> tuple[Problem | None, Float32[np.ndarray, "P 4"]]:
+    """What is wrong with the proposals of one image, and these."""
     nothing = np.zeros((0, 4), np.float32)
     prefix = f"image {record.id}: "
     if record.id not in proposals:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.errors import FastRCNNError
@@ -78,15 +79,15 @@ def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _to_half_open(boxes: np.ndarray, form: str, origin: int, end: str) -> np.ndarray:
-    """Boxes [P, 4] in any convention as (x1, y1, x2, y2), 0-based, half open."""
+def _to_half_open(boxes: Float64[np.ndarray, "P 4"], form: str, origin: int, end: str) -> Float64[np.ndarray, "P 4"]:
+    """Boxes in any convention as (x1, y1, x2, y2), 0-based, half open."""
     start, stop = boxes[:, :2], boxes[:, 2:]
     if form == "xywh":
         stop = start + stop
     return np.concatenate((start - origin, stop - origin + (end == "inclusive")), axis=1)
 
 
-def _joined(ids: list[str], boxes: list[np.ndarray]) -> StoredProposals:
+def _joined(ids: list[str], boxes: list[Float64[np.ndarray, "_ 4"]]) -> StoredProposals:
     offsets = np.cumsum([0] + [len(b) for b in boxes])
     check_index(ids, offsets, (int(offsets[-1]), 4))
     return StoredProposals(ids, offsets, np.concatenate([np.zeros((0, 4)), *boxes]))

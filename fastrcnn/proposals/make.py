@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import Int32
 from tqdm import tqdm
 
 from fastrcnn.annotations.records import ImageRecord
@@ -36,7 +37,7 @@ class SearchedImage:
     id: str
     digest: bytes  # of the image file
     size: tuple[int, int]  # width, height of the upright image
-    boxes: np.ndarray  # int32 [P, 4], best first
+    boxes: Int32[np.ndarray, "P 4"]  # best first
 
 
 def make_proposals(

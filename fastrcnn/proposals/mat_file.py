@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float64
 
 from fastrcnn.processes import deaf_to_ctrl_c
 
@@ -92,8 +93,8 @@ def _entries(content: dict[str, np.ndarray], name: str) -> list[np.ndarray] | No
     return entries if all(type(entry) is np.ndarray for entry in entries) else None
 
 
-def rows_of_four(value: object, image_id: str) -> np.ndarray:
-    """float64 [P, 4] from what a file holds for one image. Raises ValueError for anything else than rows of numbers."""
+def rows_of_four(value: object, image_id: str) -> Float64[np.ndarray, "P 4"]:
+    """From what a file holds for one image. Raises ValueError for anything else than rows of numbers."""
     rows = np.asarray(value)
     if rows.size == 0:
         return np.zeros((0, 4))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from jaxtyping import Float32
 
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import ProposalsConfig
@@ -34,7 +35,7 @@ class Proposals(Mapping[str, np.ndarray]):
         self._index = {image_id: i for i, image_id in enumerate(stored.ids)}
         self._stamp = _stamp(path)
 
-    def __getitem__(self, image_id: str) -> np.ndarray:
+    def __getitem__(self, image_id: str) -> Float32[np.ndarray, "P 4"]:
         return self.stored.rows(self._index[image_id], self._max_per_image).astype(np.float32)
 
     def __iter__(self) -> Iterator[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float64, Int64, Real
 
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.boxes import area, iou
@@ -22,39 +22,41 @@ SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("
 
 @dataclass(frozen=True)
 class Recall:
-    """The best proposal of every object that is not difficult, [G], and what follows from it."""
+    """The best proposal of every object that is not difficult, and what follows from it."""
 
     thresholds: tuple[float, ...]  # T
-    best_iou: NDArray[np.float64]  # [G]
-    classes: NDArray[np.int64]  # [G]
-    areas: NDArray[np.float64]  # [G], square image pixels
+    best_iou: Float64[np.ndarray, "G"]
+    classes: Int64[np.ndarray, "G"]
+    areas: Float64[np.ndarray, "G"]  # square image pixels
     difficult: int  # objects left out
 
-    def overall(self) -> NDArray[np.float64]:
-        """[T] shares of covered objects; NaN without objects."""
+    def overall(self) -> Float64[np.ndarray, "T"]:
+        """Shares of covered objects; NaN without objects."""
         return self._of(np.ones(len(self.best_iou), dtype=bool))
 
-    def by_class(self, class_count: int) -> NDArray[np.float64]:
-        """[K, T]; NaN for a class without objects."""
+    def by_class(self, class_count: int) -> Float64[np.ndarray, "K T"]:
+        """The same of each class; NaN for one without objects."""
         return np.array([self._of(self.classes == k) for k in range(class_count)])
 
-    def by_size(self) -> dict[str, NDArray[np.float64]]:
-        """`small`, `medium`, `large` -> [T]; NaN for a size without objects."""
+    def by_size(self) -> dict[str, Float64[np.ndarray, "T"]]:
+        """The same of `small`, `medium` and `large` objects; NaN for a size without objects."""
         return {name: self._of(self.of_size(name)) for name in SIZES}
 
-    def of_size(self, name: str) -> NDArray[np.bool_]:
-        """Which objects are `small`, `medium` or `large`, [G]."""
+    def of_size(self, name: str) -> Bool[np.ndarray, "G"]:
+        """Which objects are `small`, `medium` or `large`."""
         low, high = SIZES[name]
         return (self.areas >= low) & (self.areas < high)
 
-    def _of(self, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def _of(self, chosen: Bool[np.ndarray, "G"]) -> Float64[np.ndarray, "T"]:
         if not chosen.any():
             return np.full(len(self.thresholds), np.nan)
         return np.array([(self.best_iou[chosen] >= threshold).mean() for threshold in self.thresholds])
 
 
-def proposal_recall(images: Iterable[tuple[ImageRecord, NDArray]], thresholds: Sequence[float] = (0.5, 0.7)) -> Recall:
-    """Recall of the objects of each record by its proposals [P, 4] (image pixels, half open)."""
+def proposal_recall(
+    images: Iterable[tuple[ImageRecord, Real[np.ndarray, "_ 4"]]], thresholds: Sequence[float] = (0.5, 0.7)
+) -> Recall:
+    """Recall of the objects of each record by its proposals (image pixels, half open)."""
     best, classes, areas = [np.empty(0)], [np.empty(0, dtype=np.int64)], [np.empty(0)]
     difficult = 0
     for record, proposals in images:

@@ -4,13 +4,16 @@ import hashlib
 
 import cv2
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.proposals.stored import clean
 
 
-def selective_search(image: np.ndarray, image_id: str, config: ProposalsConfig) -> np.ndarray:
-    """Proposals of an image (uint8 [H, W, 3], RGB, upright): float32 [P, 4], image pixels, half open, best first.
+def selective_search(
+    image: UInt8[np.ndarray, "H W 3"], image_id: str, config: ProposalsConfig
+) -> Float32[np.ndarray, "P 4"]:
+    """Proposals of an image (RGB, upright): image pixels, half open, best first.
 
     At most config.search_cap boxes of whole pixels, none narrower or lower than config.min_size, none twice; an
     image longer than config.long_side is searched at that size. The same image and id give the same boxes in the same
@@ -29,8 +32,8 @@ def selective_search(image: np.ndarray, image_id: str, config: ProposalsConfig) 
     return _rank(clean(boxes, config.min_size), image_id)[: config.search_cap]
 
 
-def _rank(boxes: np.ndarray, image_id: str) -> np.ndarray:
-    """Order boxes [P, 4] at random, seeded by the image's id, with a lean towards large ones.
+def _rank(boxes: Float32[np.ndarray, "P 4"], image_id: str) -> Float32[np.ndarray, "P 4"]:
+    """Order boxes at random, seeded by the image's id, with a lean towards large ones.
 
     OpenCV's own order cannot be repeated: it multiplies C's rand() with the level in the hierarchy. It also puts low
     levels first, the inverse of the paper (section 4.4: the whole image has position 1), so that the first 2,000 are

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer, Real, UInt8
 from safetensors import safe_open
 from safetensors.numpy import save
 
@@ -33,14 +34,14 @@ class StoredProposals:
     """What a file holds, checked for consistency with itself but not with any images."""
 
     ids: list[str]  # I of them
-    offsets: np.ndarray  # int64 [I + 1]
+    offsets: Integer[np.ndarray, "_"]  # I + 1
     boxes: Any  # [B, 4] half open, anything with slices: an array, or the safetensors file's own lazy slice
-    sizes: np.ndarray | None = None  # int32 [I, 2] (width, height); None: the format does not state them
-    digests: np.ndarray | None = None  # uint8 [I, DIGEST_SIZE]
+    sizes: Integer[np.ndarray, "I 2"] | None = None  # (width, height); None: the format does not state them
+    digests: UInt8[np.ndarray, "I 16"] | None = None  # DIGEST_SIZE bytes
     made_by: dict[str, Any] = field(default_factory=dict)  # ProposalsConfig's settings, opencv
 
-    def rows(self, i: int, limit: int | None = None) -> np.ndarray:
-        """The boxes of image i, at most `limit`, [P, 4] in the type they are stored in."""
+    def rows(self, i: int, limit: int | None = None) -> Real[np.ndarray, "P 4"]:
+        """The boxes of image i, at most `limit`, in the type they are stored in."""
         start, end = int(self.offsets[i]), int(self.offsets[i + 1])
         if limit is not None:
             end = min(end, start + limit)
@@ -104,8 +105,8 @@ def convention(meta: Any) -> tuple[str, int, str]:
     return meta["format"], meta["origin"], meta["end"]
 
 
-def clean(boxes: np.ndarray, min_size: int) -> np.ndarray:
-    """Boxes [P, 4] without repetitions and those narrower or lower than min_size pixels; inverted ones stay."""
+def clean(boxes: Real[np.ndarray, "_ 4"], min_size: int) -> Real[np.ndarray, "_ 4"]:
+    """Boxes without repetitions and those narrower or lower than min_size pixels; inverted ones stay."""
     size = boxes[:, 2:] - boxes[:, :2]
     boxes = boxes[~((size >= 0) & (size < min_size)).any(axis=1)]
     order = np.lexsort(boxes.T)  # stable, so the first of equal boxes is the first in the file
@@ -113,7 +114,7 @@ def clean(boxes: np.ndarray, min_size: int) -> np.ndarray:
     return boxes[np.sort(np.delete(order, np.flatnonzero(repeated) + 1))]
 
 
-def compact(boxes: np.ndarray) -> np.ndarray:
+def compact(boxes: Real[np.ndarray, "P 4"]) -> Real[np.ndarray, "P 4"]:
     """int16 where that is exact, else float32; NaN and infinity stay, for find_problems to report."""
     with np.errstate(invalid="ignore", over="ignore"):
         small = boxes.astype(np.int16)

@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import PIL
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
@@ -65,8 +66,8 @@ class FeatureCache:
         record, scale = self.records[index], self._scale(index, short_side)
         return max(round(record.width * scale), 1), max(round(record.height * scale), 1)
 
-    def features(self, plan: PlannedImage) -> Tensor:
-        """What the frozen layers make of a planned image, [c, h, w] in their layout and type.
+    def features(self, plan: PlannedImage) -> Float[Tensor, "c h w"]:
+        """What the frozen layers make of a planned image, in their layout and type.
 
         Raises FastRCNNError for a damaged file.
         """

@@ -1,6 +1,7 @@
 """SGD with the paper's groups and steps (models/VGG16/{solver,train}.prototxt)."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fastrcnn.config import SolverConfig
@@ -78,8 +79,8 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def gradient_norm(model: nn.Module) -> Tensor:
-    """The norm of the whole gradient, a scalar; NaN or inf when a part of it is."""
+def gradient_norm(model: nn.Module) -> Float[Tensor, ""]:
+    """The norm of the whole gradient; NaN or inf when a part of it is."""
     norms = [torch.linalg.vector_norm(p.grad) for p in model.parameters() if p.grad is not None]
     return torch.linalg.vector_norm(torch.stack(norms))
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from fastrcnn.boxes import TargetStatistics
@@ -57,13 +58,13 @@ def not_finite(batch: Batch, what: str) -> NotFiniteError:
     )
 
 
-def _numbers(scalars: dict[str, Tensor]) -> dict[str, float]:
+def _numbers(scalars: dict[str, Shaped[Tensor, ""]]) -> dict[str, float]:
     """Scalars on any device as floats, in one copy: the processor waits for the device once a step."""
     stacked = torch.stack([scalar.detach().float() for scalar in scalars.values()])
     return dict(zip(scalars, stacked.tolist(), strict=True))
 
 
-def _frozen_maps(model: FastRCNN, batch: Batch) -> list[Tensor]:
+def _frozen_maps(model: FastRCNN, batch: Batch) -> list[Float[Tensor, "c _ _"]]:
     """Where training starts: the frozen layers' output, stored or computed now; the same numbers."""
     return batch.maps or [model.frozen_features(image) for image in batch.images]
 

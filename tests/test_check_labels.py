@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrcnn.annotations.problems import Problem
-from fastrcnn.annotations.records import make_record
+from fastrcnn.annotations.records import Stated, make_record
 from fastrcnn.config import Config, DetectionConfig
 from fastrcnn.data.check_labels import (
     contradictions,
@@ -14,6 +15,8 @@ from fastrcnn.data.check_labels import (
     label_findings,
     not_pixels,
     nothing_labelled,
+    other_names,
+    other_origin,
     refuse_errors,
 )
 from fastrcnn.errors import FastRCNNError
@@ -102,3 +105,38 @@ def test_a_set_whose_boxes_are_all_within_one_pixel_is_not_in_pixels():
     assert (problem.file, problem.outcome) == (Path("labels"), "error") and "all 2 boxes" in problem.text
     assert not_pixels([record("a", small), record("b", real)]) == []
     assert not_pixels([record("a")]) == []
+
+
+def stated(image_id, name="", origins=()):
+    return replace(record(image_id, ([0, 0, 9, 9], 1)), stated=Stated(name, tuple(origins)))
+
+
+def test_files_that_show_another_origin_are_counted_by_how_they_show_it():
+    records = [
+        stated("a", origins=[(0, "x"), (0, "y")]),
+        stated("b", origins=[(0, "x")]),
+        stated("c", origins=[(1, "z")]),
+    ]
+    (problem,) = other_origin("train", records, 1)
+    assert "2 of its 3 XML files show 0: 2 x, 1 y; set data.xml_origin: 0" in problem.text
+    (problem,) = other_origin("train", records, 0)
+    assert "1 of its 3 XML files show 1: 1 z; set data.xml_origin: 1" in problem.text
+    assert other_origin("train", [stated("a"), record("b")], 1) == []
+
+
+@pytest.mark.parametrize("name", ["", "a.jpg", "x.jpg", "a.png", "/home/me/a.jpg", "old/x.jpg"])
+def test_a_stale_filename_is_no_finding(name):
+    assert other_names("train", [stated("a", name), stated("b", "b.jpg"), record("c")]) == []
+
+
+@pytest.mark.parametrize("name", ["b.jpg", "/home/me/b.jpg", "C:\\photos\\b.jpg"])
+def test_a_filename_of_another_picture_of_the_set_is_found(name):
+    (problem,) = other_names("train", [stated("a", name), stated("b", "b.jpg")])
+    assert problem.file == Path("labels/a.xml") and "b.jpg" in problem.text
+
+
+def test_a_renumbered_set_is_one_line_and_a_copied_template_none():
+    renumbered = [stated(f"{i}", f"{i + 1}.jpg") for i in range(20)]
+    (problem,) = other_names("train", renumbered)
+    assert str(problem.file) == "data.train" and "19 XML files" in problem.text
+    assert other_names("train", [stated(f"{i}", "0.jpg") for i in range(20)]) == []

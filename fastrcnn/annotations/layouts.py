@@ -217,11 +217,11 @@ def _read_listed(listed: ListedImage, layout: Layout, data: DataConfig, index: d
         usual: Literal["error", "empty"] = "error" if layout.voc else "empty"
         return unlabelled(record, f"no {listed.id}.xml in {layout.annotations}", data, usual)
     try:
-        objects, problems = read_objects(listed.annotation, path, size, data, index)
+        objects, stated, problems = read_objects(listed.annotation, path, size, data, index)
     except FastRCNNError as e:
         text = str(e).removeprefix(f"{listed.annotation}: ")
         return None, [Problem("unreadable annotation", listed.annotation, None, text)]
-    return make_record(listed.id, path, *size, objects, listed.annotation), problems
+    return make_record(listed.id, path, *size, objects, listed.annotation, stated), problems
 
 
 def _check_files(listed: ListedImage, layout: Layout) -> Problem | None:

@@ -12,6 +12,14 @@ from fastrcnn.detections import plain_name
 from fastrcnn.errors import FastRCNNError
 
 
+@dataclass(frozen=True)
+class Stated:
+    """What an XML file says beside its objects, for checks to compare with the others of the set."""
+
+    name: str  # of the picture, in <filename>; "" without
+    origins: tuple[tuple[int, str], ...]  # what shows the coordinate of the first pixel, 0 or 1, and how
+
+
 @dataclass(frozen=True, eq=False)
 class ImageRecord:
     """One image with its G objects."""
@@ -25,6 +33,7 @@ class ImageRecord:
     difficult: Bool[np.ndarray, "G"]
     annotation: Path | None  # the file that its objects are from; None for an image without one
     refused: int = 0  # objects of that file that are left out as they are not right
+    stated: Stated | None = None
 
 
 Box = Float[np.ndarray, "4"]  # (x1, y1, x2, y2)
@@ -32,14 +41,20 @@ Object = tuple[Box, int, bool]  # box (image pixels, half open), class, difficul
 
 
 def make_record(
-    image_id: str, path: Path, width: int, height: int, objects: Iterable[Object], annotation: Path | None
+    image_id: str,
+    path: Path,
+    width: int,
+    height: int,
+    objects: Iterable[Object],
+    annotation: Path | None,
+    stated: Stated | None = None,
 ) -> ImageRecord:
     """The record of one image from its objects, one after another."""
     objects = list(objects)
     boxes = np.array([box for box, _, _ in objects], np.float32).reshape(-1, 4)
     classes = np.array([number for _, number, _ in objects], np.int64)
     difficult = np.array([flag for _, _, flag in objects], bool)
-    return ImageRecord(image_id, path, width, height, boxes, classes, difficult, annotation)
+    return ImageRecord(image_id, path, width, height, boxes, classes, difficult, annotation, stated=stated)
 
 
 def class_index(classes: Sequence[str]) -> dict[str, int]:

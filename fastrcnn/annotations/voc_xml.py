@@ -17,8 +17,9 @@ import numpy as np
 
 from fastrcnn.annotations.frames import turn_box, turn_to_apply
 from fastrcnn.annotations.objects import check_box, check_class
+from fastrcnn.annotations.origin import origins
 from fastrcnn.annotations.problems import Problem, of_class
-from fastrcnn.annotations.records import Box, ImageRecord, Object
+from fastrcnn.annotations.records import Box, ImageRecord, Object, Stated
 from fastrcnn.annotations.writing import file_of, shortest, write_text
 from fastrcnn.annotations.xml_tree import read_annotation
 from fastrcnn.config import DataConfig
@@ -44,15 +45,16 @@ FLAGS = {"": False, "0": False, "1": True, "false": False, "true": True, "unspec
 
 def read_objects(
     path: Path, picture: Path, size: tuple[int, int], data: DataConfig, index: dict[str, int]
-) -> tuple[list[Object], list[Problem]]:
+) -> tuple[list[Object], Stated, list[Problem]]:
     """The objects of one file for an image whose upright `size` is (width, height), and what is wrong with it.
 
     `index` is class_index's. Raises FastRCNNError for a file that is no annotation.
     """
     root, guessed = read_annotation(path, index)
     turn, unknown = turn_to_apply(picture, size, _stated_size(root), data, path, "its boxes")
+    stated = Stated((root.findtext("filename") or "").strip(), tuple(origins(root)))
     if unknown:
-        return [], unknown
+        return [], stated, unknown
     problems = _check_size(root, path, size, data)
     if guessed:
         text = f"does not state its encoding: read as {guessed}, the only one that gives class names; save it as UTF-8"
@@ -66,7 +68,7 @@ def read_objects(
         found, new = _read_object(element, number, path, size, turn, data, index)
         objects += [found] if found else []
         problems += new
-    return objects, problems
+    return objects, stated, problems
 
 
 def _outermost(parent: Element) -> Iterator[Element]:

@@ -31,6 +31,8 @@ def label_findings(
     return [
         *not_pixels(records),
         *crowded(records, config.test.max_detections),
+        *other_origin(part, records, config.data.xml_origin),
+        *other_names(part, records),
         *contradictions(records, config.classes),
         *_without_objects(records),
         *_absent_classes(part, records, problems, config.classes),
@@ -150,6 +152,44 @@ def contradictions(records: Iterable[ImageRecord], classes: Sequence[str]) -> li
                 text = f"is {classes[before - 1]!r} and {classes[number - 1]!r}: the second never gets its label"
             found.append(Problem(kind, record.annotation or record.path, where, text, "noted"))
     return found
+
+
+def other_origin(part: str, records: Iterable[ImageRecord], origin: int) -> list[Problem]:
+    """A remark if XML files show that their first pixel is not data.xml_origin."""
+    stated = [record.stated for record in records if record.stated is not None]
+    against = [[how for number, how in one.origins if number != origin] for one in stated]
+    ways = Counter(how for some in against for how in some)
+    if not ways:
+        return []
+    how = ", ".join(f"{count} {how}" for how, count in ways.most_common())
+    text = (
+        f"data.xml_origin is {origin}, but {sum(map(bool, against))} of its {len(stated)} XML files show {1 - origin}: "
+        f"{how}; set data.xml_origin: {1 - origin}, or see data/README.md on tools"
+    )
+    return [Problem("xml_origin contradicted", Path(f"data.{part}"), None, text, "noted")]
+
+
+def other_names(part: str, records: Sequence[ImageRecord]) -> list[Problem]:
+    """XML files whose <filename> is that of another picture of the set; names of pictures elsewhere are but stale."""
+    named = {record.path.stem: record.path for record in records}
+    wrong = []
+    for record in records:
+        name = record.stated.name.replace("\\", "/").rpartition("/")[2] if record.stated else ""
+        other = named.get(Path(name).stem)
+        if other is not None and Path(name).stem != record.path.stem and other.name == name:
+            wrong.append((record, other))
+    claims = Counter(other for _, other in wrong)
+    wrong = [(record, other) for record, other in wrong if claims[other] <= SHOWN]  # more: a copied template
+    text = "its <filename> is {}, another picture of the set: whose are the boxes?"
+    found = [
+        Problem("name of another picture", record.annotation or record.path, None, text.format(other.name), "noted")
+        for record, other in wrong
+    ]
+    if len(found) <= SHOWN:
+        return found
+    many = f"{len(found)} XML files have the <filename> of another picture of the set, the first is {found[0].file}"
+    text = f"{many} ({wrong[0][1].name}); were pictures or XML files renamed? Look at --pictures"
+    return [Problem("name of another picture", Path(f"data.{part}"), None, text, "noted")]
 
 
 def _without_objects(records: Iterable[ImageRecord]) -> list[Problem]:

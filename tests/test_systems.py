@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fastrcnn.proposals.stored import read_proposals
+from fastrcnn.proposals.proposals import read_proposals
 
 ROOT = Path(__file__).parent.parent
 TOOLS = sorted(p.stem for p in (ROOT / "tools").glob("*.py") if not p.stem.startswith("_"))

@@ -168,7 +168,10 @@ def test_conversion_to_another_format(workspace):
             "was trained for the classes",
         ),
         (("test", "small.yaml", "small.yaml"), "small.yaml: is not a whole safetensors file"),
-        (("test", "small.yaml", "data/proposals.safetensors"), "is not a weights file"),
+        (
+            ("test", "small.yaml", "data/proposals.safetensors"),
+            "holds proposals; tools/train.py writes",
+        ),
         (("detect", "nothing.safetensors", "data"), "nothing.safetensors: no such file"),
         (("detect", "runs/small/model.safetensors", "nowhere"), "nowhere: no such picture or folder"),
         (("compress", "runs/small/model.safetensors", "x.safetensors", "--fc6", "9999"), "fc6: rank 9999"),

@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,7 @@ def written_and_read(folder, records, classes, format_name, **data):
 def assert_same(records, again, exact_from=0.0, tolerance=0.0, difficult=True):
     """Coordinates are equal bit for bit where they are 0 or at least `exact_from`, within `tolerance` elsewhere."""
     by_id = {record.id: record for record in again}
+    records = [replace(record, id=unicodedata.normalize("NFC", record.id)) for record in records]
     assert by_id.keys() == {record.id for record in records}
     for record in records:
         other = by_id[record.id]

@@ -92,7 +92,7 @@ def _read_yaml(path: Path) -> Names | None:
     """None for a YAML file of another kind."""
     try:
         # All values as text: `names: [off, 007]` are class names, and not False and 7.
-        tree = yaml.load(_text_of(path), yaml.BaseLoader)  # noqa: S506 (makes text, lists and mappings alone)
+        tree = yaml.BaseLoader(_text_of(path)).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise FastRCNNError(f"{path}: is not YAML: {' '.join(str(e).split())}") from None
     if not isinstance(tree, dict) or "names" not in tree:

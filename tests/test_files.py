@@ -160,9 +160,8 @@ def test_leftovers_of_one_file_only_are_removed(tmp_path):
 
 def test_what_atomic_write_leaves_when_killed_is_a_leftover(tmp_path):
     with atomic_write(tmp_path / "a[1].bin") as file:
-        left = Path(file.name)
-        copy = left.with_name(left.name.replace(left.name[-7], "0"))
-        copy.write_bytes(b"half")
+        name = Path(file.name).name
+        Path(file.name).with_name(f"{name[:-12]}{'0' * 8}.tmp").write_bytes(b"half")  # as one of a killed process
     remove_leftovers(tmp_path, "a[1].bin")
     assert [p.name for p in tmp_path.iterdir()] == ["a[1].bin"]
 

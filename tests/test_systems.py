@@ -68,7 +68,7 @@ def folder(tree, tmp_path, shapes):
 
 
 def test_the_tools_work_without_posix(folder, without_posix, shapes):
-    check = run(without_posix, "check_data", "c.yaml", cwd=folder, code=1)
+    check = run(without_posix, "check_data", "c.yaml", cwd=folder)  # the proposals are still to be made
     assert b"own.safetensors" in check.stdout
     run(without_posix, "proposals", "c.yaml", "--processes", 1, cwd=folder)
     assert len(read_proposals(folder / "own.safetensors", [])) == 12

@@ -8,14 +8,13 @@ taken to be drawn on it, as labelling tools show it.
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
-from numpy.typing import ArrayLike
+from jaxtyping import Real, UInt8
 from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
 # Compare with Path.suffix.lower(). What is in a file its bytes say, whatever its suffix.
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif")
+
+RGB: TypeAlias = Sequence[float] | Real[np.ndarray, "3"]  # a number for each channel
 
 # Named, because Pillow's other readers include some that start programs (EPS).
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
@@ -209,7 +210,7 @@ def image_scale(width: int, height: int, short_side: int, long_side: int) -> flo
 
 
 def prepare_image(
-    image: UInt8[np.ndarray, "H W 3"], scale: float, mean: ArrayLike, std: ArrayLike, flip: bool = False
+    image: UInt8[np.ndarray, "H W 3"], scale: float, mean: RGB, std: RGB, flip: bool = False
 ) -> "torch.Tensor":
     """The network's input, float32 [3, h, w] in scaled pixels, from RGB.
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,12 @@ from fastrcnn.data.shapes import CLASSES, make_shapes
 torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives
 settings.register_profile("fastrcnn", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # busy machines
 settings.load_profile("fastrcnn")
+
+
+@pytest.fixture
+def unchecked(monkeypatch) -> None:
+    """For a test that gives what no annotation allows, on purpose, to see our own error."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="session")

@@ -54,6 +54,7 @@ def test_a_file_cut_short_that_pillow_has_opened(tmp_path):
         as_pixels(image)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("picture", "words"),
     [

@@ -47,7 +47,7 @@ def stored(ids=IDS, boxes=BOXES, sizes=None, made_by=MADE_BY):
         offsets=np.cumsum([0] + [len(b) for b in boxes]),
         boxes=np.concatenate(boxes),
         sizes=np.array([[100, 80]] * len(ids) if sizes is None else sizes),
-        digests=np.zeros((len(ids), 16)),
+        digests=np.zeros((len(ids), 16), np.uint8),
         made_by=made_by,
     )
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -111,12 +113,11 @@ def test_target_statistics_are_those_of_the_loop(flip):
         boxes, gt, classes = scene(seed, objects=2, proposals=40)
         proposals[str(seed)] = boxes.numpy()
         difficult = np.zeros(2, bool)
-        records.append(ImageRecord(str(seed), None, 200, 200, gt.numpy(), classes.numpy(), difficult, None))
+        records.append(ImageRecord(str(seed), Path("any.jpg"), 200, 200, gt.numpy(), classes.numpy(), difficult, None))
         images.append((200, boxes.tolist(), gt.tolist(), classes.tolist()))
     proposals["empty"] = np.zeros((0, 4), np.float32)
-    records.append(
-        ImageRecord("empty", None, 9, 9, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), difficult, None)
-    )
+    nothing = proposals["empty"], np.zeros(0, np.int64), np.zeros(0, bool)
+    records.append(ImageRecord("empty", Path("any.jpg"), 9, 9, *nothing, None))
     sums = TargetSums(6, 0.5)
     for record in records:
         sums.add(record, proposals[record.id])
@@ -128,7 +129,7 @@ def test_target_statistics_are_those_of_the_loop(flip):
 
 def test_a_class_with_one_roi_has_a_std_to_divide_by():
     gt = np.array([[10, 10, 50, 50]], np.float32)
-    record = ImageRecord("a", None, 100, 100, gt, np.array([1]), np.zeros(1, bool), None)
+    record = ImageRecord("a", Path("any.jpg"), 100, 100, gt, np.array([1]), np.zeros(1, bool), None)
     sums = TargetSums(3, 0.5)
     sums.add(record, np.zeros((0, 4), np.float32))
     found = sums.statistics(flip=False)

@@ -269,6 +269,7 @@ def test_numbers_that_are_not_finite_are_refused(bad):
         ground_truth((0, 1, (0, bad, 1, 1)))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_arrays_that_do_not_fit_are_refused():
     one, two, box = np.array([1]), np.array([1, 1]), np.zeros((1, 4), np.float32)
     with pytest.raises(FastRCNNError, match="same rows"):

@@ -108,10 +108,10 @@ def test_a_file_with_torchvision_keys_needs_its_normalisation_stated(tree, tmp_p
     path = tmp_path / "vgg.safetensors"
     tensors = vgg_tensors()
     save_file(tensors, path)
-    with pytest.raises(FastRCNNError, match=r"vgg\.safetensors.*model\.normalisation"):
-        initialise(None, vgg_config(tree, weights=str(path)))
     config = vgg_config(tree, weights=str(path), normalisation="caffe")
     model = build(config)
+    with pytest.raises(FastRCNNError, match=r"vgg\.safetensors.*model\.normalisation"):
+        initialise(model, vgg_config(tree, weights=str(path)))
     assert len(initialise(model, config)) == 13  # no fc layers in it
     assert model.normalisation == NORMALISATIONS["caffe"]
     assert torch.equal(model.backbone.conv1_1.weight, tensors["features.0.weight"].float())
@@ -162,7 +162,7 @@ def test_torchvision_weights_are_fetched_by_name(tree, tmp_path, monkeypatch):
 def test_a_name_that_is_nothing_lists_what_there_is(tree):
     config = vgg_config(tree, weights="IMAGENET")
     with pytest.raises(FastRCNNError, match="IMAGENET1K_V1"):
-        initialise(None, config)
+        initialise(build(config), config)
 
 
 def test_damaged_files_are_refused_by_name(saved, tmp_path):

@@ -102,6 +102,6 @@ def other_labels(records: Sequence[ImageRecord], digests: Mapping[Path, bytes | 
     return found
 
 
-def _objects(record: ImageRecord) -> set[tuple[int, ...]]:
+def _objects(record: ImageRecord) -> set[tuple[float, ...]]:
     rows = zip(record.classes.tolist(), record.boxes.tolist(), strict=True)
     return {(number, *box) for number, box in rows}

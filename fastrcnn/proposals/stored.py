@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, Real, UInt8
+from jaxtyping import Integer, Real
 from safetensors import safe_open
 from safetensors.numpy import save
 
@@ -37,7 +37,7 @@ class StoredProposals:
     offsets: Integer[np.ndarray, "_"]  # I + 1
     boxes: Any  # [B, 4] half open, anything with slices: an array, or the safetensors file's own lazy slice
     sizes: Integer[np.ndarray, "I 2"] | None = None  # (width, height); None: the format does not state them
-    digests: UInt8[np.ndarray, "I 16"] | None = None  # DIGEST_SIZE bytes
+    digests: Integer[np.ndarray, "I 16"] | None = None  # DIGEST_SIZE bytes
     made_by: dict[str, Any] = field(default_factory=dict)  # ProposalsConfig's settings, opencv
 
     def rows(self, i: int, limit: int | None = None) -> Real[np.ndarray, "P 4"]:

@@ -14,6 +14,9 @@ def arguments() -> argparse.Namespace:
     p = parser(__doc__, config=True)
     p.add_argument("--processes", type=int, metavar="N", help="how many images at a time; all cores by default")
     p.add_argument("--all", action="store_true", help="list every finding, not the first ten of each kind")
+    p.add_argument(
+        "--proposals-sample", type=int, metavar="N", help="try other settings of the search on N pictures of data.train"
+    )
     p.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw labels, batches and histograms there")
     return p.parse_intermixed_args()
 
@@ -22,12 +25,18 @@ def main() -> int:
     args = arguments()
 
     from fastrcnn.config_files import load
-    from fastrcnn.data.check_report import report_text
-    from fastrcnn.data.checks import check
+    from fastrcnn.data.check_report import report_text, trials_text
+    from fastrcnn.data.checks import check, readable
 
     config = load(args.config, args.overrides)
     report = check(config, args.processes)
     print(report_text(report, per_kind=None if args.all else 10))
+    if args.proposals_sample:
+        from fastrcnn.proposals.trial import try_settings
+
+        records = readable(report, "train")
+        trials = try_settings(records, config.proposals, args.proposals_sample, args.processes)
+        print(f"\n{trials_text(trials, config.proposals)}")
     if args.pictures:
         from fastrcnn.data.sheets import write_sheets
 

@@ -6,9 +6,15 @@ from collections.abc import Iterator, Sequence
 import yaml
 
 from fastrcnn.annotations.problems import Problem
+from fastrcnn.config import ProposalsConfig
 from fastrcnn.data.checks import CheckedSet, Report
 from fastrcnn.proposals.recall import SIZES
+from fastrcnn.proposals.trial import SAMPLE, Trial, is_low
 
+LOW_RECALL = (
+    "recall is low: what no proposal covers is never found; proposals.method: quality and a larger proposals.long_side "
+    f"find more, and check_data --proposals-sample {SAMPLE} measures them on your pictures"
+)
 FEW = 3  # lines that say the same are one, with their number, if there are more
 
 
@@ -16,6 +22,21 @@ def report_text(report: Report, per_kind: int | None = 10) -> str:
     """Findings, at most `per_kind` lines of each kind (None: all, one a line); then the tables."""
     parts = [_findings(report.findings, per_kind), _class_table(report), _names(report)]
     return "\n\n".join([*parts, *(_recall_table(s, report.classes) for s in report.sets if s.recall is not None)])
+
+
+def trials_text(trials: Sequence[Trial], config: ProposalsConfig) -> str:
+    """What each of the settings found and cost, a line each."""
+    if not trials:
+        return "no settings of the search were tried, as no picture has objects"
+    lines = [f"tried on {len(trials[0].recall.best_iou)} objects in {trials[0].images} of your pictures:"]
+    for trial in trials:
+        name = " ".join(f"proposals.{key}={value}" for key, value in trial.settings.items())
+        name = name or f"as configured (method {config.method}, long_side {config.long_side})"
+        shares = zip(trial.recall.overall(), trial.recall.thresholds, strict=True)
+        found = ", ".join(f"{share:.3f} at IoU {threshold:g}" for share, threshold in shares)
+        lines.append(f"    {name}: recall {found}; {trial.boxes:.0f} boxes and {trial.seconds:.2f} s an image")
+    lines.append("set what you choose in the configuration, name another proposals file, and run tools/proposals.py")
+    return "\n".join(lines)
 
 
 def _findings(findings: Sequence[Problem], per_kind: int | None) -> str:
@@ -98,4 +119,6 @@ def _recall_table(checked: CheckedSet, classes: Sequence[str]) -> str:
     for name, (shares, objects) in rows.items():
         if objects:
             lines.append(f"{name:{width}}" + "".join(f"{share:9.3f}" for share in shares) + f"{objects:9}")
+    if is_low(recall):
+        lines.append(LOW_RECALL)
     return "\n".join(lines)

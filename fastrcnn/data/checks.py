@@ -86,6 +86,12 @@ def check(config: Config, processes: int | None = None) -> Report:
     return Report(config.classes, checked, list(dict.fromkeys(findings)), names)
 
 
+def readable(report: Report, part: str) -> list[ImageRecord]:
+    """The images of a part that can be decoded."""
+    unreadable = {p.file for p in report.findings if p.kind == "unreadable image"}
+    return [r for s in report.sets if s.part == part for r in s.records if r.path not in unreadable]
+
+
 def files_in_both(config: Config) -> list[Problem]:
     """Images of data.train that data.test names too, by their paths. Raises FastRCNNError as image_paths does."""
     paths = {

@@ -19,7 +19,7 @@ from fastrcnn.annotations.read import read_data_set
 from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.config import Config
 from fastrcnn.data.check_images import TURNED
-from fastrcnn.data.checks import CheckedSet, Report
+from fastrcnn.data.checks import CheckedSet, Report, readable
 from fastrcnn.data.image_set import ImageSet
 from fastrcnn.data.loader import Batch, BatchDataset, batches
 from fastrcnn.drawing import class_colour, contact_sheet, draw_boxes, write_image
@@ -80,8 +80,7 @@ def _labelled(report: Report) -> list[tuple[ImageRecord, str]]:
     by_file: dict[Path, list[Problem]] = {}
     for problem in report.findings:
         by_file.setdefault(problem.file, []).append(problem)
-    unreadable = {p.file for p in report.findings if p.kind == "unreadable image"}
-    records = [record for checked in report.sets for record in checked.records if record.path not in unreadable]
+    records = [*readable(report, "train"), *readable(report, "test")]
     random.Random(0).shuffle(records)
     found = {id(record): _of_record(record, by_file) for record in records}
     worst = sorted(
@@ -125,11 +124,10 @@ def _both_frames(report: Report, config: Config) -> list[tuple[ImageRecord, str]
 
 def _usable(report: Report, config: Config) -> ImageSet | None:
     """The images that can be trained on."""
-    unreadable = {p.file for p in report.findings if p.kind == "unreadable image"}
-    sets = [(s, s.proposals) for s in report.sets if s.part == "train" and s.proposals is not None]
-    records = [r for s, proposals in sets for r in s.records if r.id in proposals and r.path not in unreadable]
+    proposals = join([s.proposals for s in report.sets if s.part == "train" and s.proposals is not None])
+    records = [record for record in readable(report, "train") if record.id in proposals]
     try:
-        return ImageSet(records, join([proposals for _, proposals in sets])).for_training(config.data)
+        return ImageSet(records, proposals).for_training(config.data)
     except FastRCNNError:
         return None  # no objects at all
 

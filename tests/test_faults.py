@@ -266,7 +266,7 @@ def test_ctrl_c_in_an_evaluation_keeps_the_images_done(folder):
 
 def test_ctrl_c_while_checking_data(folder):
     log = folder / "check_data.log"
-    change = functools.partial(slow, "fastrcnn.data.checks:read_image", 0.2)
+    change = functools.partial(slow, "fastrcnn.data.check_images:read_image", 0.2)
     interrupt("check_data", "run.yaml", cwd=folder, changes=[change], when=lambda: "images:" in log.read_text())
 
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from fastrcnn import config as configs
 from fastrcnn.data.image_set import ImageSet, open_data
 from fastrcnn.data.loader import BatchDataset
+from fastrcnn.data.sampling import PlannedImage
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import read_tensors, write_tensors
 from fastrcnn.model.fast_rcnn import FastRCNN
@@ -133,8 +134,8 @@ def test_faults_are_told_and_mended(cached, monkeypatch):
         with pytest.raises(FastRCNNError, match="the disk has 10.0B left; free space, set feature_cache"):
             cache.make(model, CPU, Event())
     cache.make(model, CPU, Event())
-    plan = namedtuple("plan", "index flip short_side")(0, False, 96)
-    path = cache.path(*plan)
+    plan = PlannedImage(index=0, flip=False, short_side=96, roi_seed=(0,))
+    path = cache.path(plan.index, plan.flip, plan.short_side)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FastRCNNError, match=f"{path.name}: cannot be read .*remove it and --resume"):

@@ -334,3 +334,16 @@ def test_dark_pictures_of_16_bits_are_noted(good):
     (good / "JPEGImages" / "a.jpg").unlink()
     (finding,) = [p for p in check(make_config(good), processes=1).findings if p.kind == "dark 16 bits"]
     assert "uses 3000 to 3000" in finding.text and finding.outcome == "noted"
+
+
+def test_the_tool_draws_and_tries_what_it_is_asked_for(good, monkeypatch, capsys):
+    tools = Path(__file__).parent.parent / "tools"
+    monkeypatch.syspath_prepend(str(tools))
+    main = runpy.run_path(str(tools / "check_data.py"))["main"]
+    config_files.save(make_config(good), good / "run.yaml")
+    asked = ["--pictures", str(good / "look"), "--proposals-sample", "1", "--processes", "1"]
+    monkeypatch.setattr(sys, "argv", ["check_data.py", str(good / "run.yaml"), *asked])
+    assert main() == 0
+    said = capsys.readouterr().out
+    assert "tried on 1 objects in 1 of your pictures" in said and "proposals.method=quality: recall" in said
+    assert sorted(path.name for path in (good / "look").iterdir()) == ["batches.png", "histograms.png", "labels.png"]

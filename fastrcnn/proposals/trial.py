@@ -35,7 +35,7 @@ def is_low(recall: Recall) -> bool:
     """Whether the proposals miss so many objects, of all or of small ones if these are most, that a cure is due."""
     small = recall.of_size("small")
     shares = [recall.overall()[0]] + [recall.by_size()["small"][0]] * bool(small.sum() * 2 > len(small))
-    return len(small) > 0 and min(shares) < LOW
+    return len(small) > 0 and bool(min(shares) < LOW)
 
 
 def try_settings(

@@ -133,6 +133,9 @@ class Detections:
         boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
         if scores.dtype.kind not in "if" or boxes.dtype.kind not in "if":
             raise FastRCNNError("`scores` and `boxes` must hold numbers only")
+        if scores.shape != classes.shape or boxes.shape != (len(classes), 4):
+            shapes = f"{list(scores.shape)} and {list(boxes.shape)}"
+            raise FastRCNNError(f"`scores` and `boxes` must be [n] and [n, 4] for {len(classes)} classes, not {shapes}")
         with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which is refused
             return cls(boxes.astype(np.float32), classes, scores.astype(np.float32), tuple(class_list))
 

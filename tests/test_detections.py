@@ -195,7 +195,6 @@ def test_a_file_that_is_no_detections_is_refused_by_name(tmp_path, tree):
         read_detections(path)
 
 
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("image", BAD_IMAGES.values(), ids=BAD_IMAGES.keys())
 def test_a_bad_image_is_refused_by_name(tmp_path, image):
     path = tmp_path / "bad.json"

@@ -345,5 +345,5 @@ def test_tool_prints_recall_of_each_set(tmp_path, in_threads, monkeypatch, capsy
         "(0 difficult ones left out)"
     )
     config.write_text("classes: [box]\ndata: {train: [{format: folder, root: x}], test: []}\n")
-    with pytest.raises(FastRCNNError, match=r"c.yaml: data.train.0.proposals is not set"):
+    with pytest.raises(FastRCNNError, match=r"data.train.0.proposals is not set"):
         runpy.run_path(str(TOOL))["main"]()

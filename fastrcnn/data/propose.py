@@ -1,0 +1,77 @@
+"""The proposals of all data sets of a run: searched where the file is ours, and how many objects they cover."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fastrcnn.annotations.ids import distinct_ids
+from fastrcnn.annotations.problems import Problem
+from fastrcnn.annotations.read import read_data_sets
+from fastrcnn.annotations.records import ImageRecord
+from fastrcnn.config import Config, DataSetConfig
+from fastrcnn.data.check_labels import nothing_labelled, refuse_errors
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.proposals.fit import open_proposals
+from fastrcnn.proposals.make import make_proposals
+from fastrcnn.proposals.recall import Recall, proposal_recall
+
+
+@dataclass(frozen=True)
+class ProposedSet:
+    """One data set with its proposals."""
+
+    name: str  # such as data.train.0 (VOC2007 trainval)
+    path: str  # the file of proposals
+    records: Sequence[ImageRecord]
+    boxes: int  # in all its images
+    recall: Recall
+
+    @property
+    def searched(self) -> bool:
+        """Whether the proposals are of our own search; other files are only checked."""
+        return self.path.endswith(".safetensors")
+
+
+@dataclass(frozen=True)
+class _ReadSet:
+    name: str
+    dataset: DataSetConfig
+    records: list[ImageRecord]
+
+
+def propose(config: Config, processes: int | None = None) -> Iterator[ProposedSet]:
+    """Each data set of data.train and data.test, once its proposals are complete; several may share one file.
+
+    All annotations are read first. Raises FastRCNNError for what read_data_sets, make_proposals and open_proposals
+    refuse, a data set that names no proposals, and a training set without objects.
+    """
+    for path, sets in _sets_by_file(config).items():
+        if path.endswith(".safetensors"):
+            distinct, _ = distinct_ids([s.dataset for s in sets], [s.records for s in sets])
+            # An image of both parts is searched once.
+            make_proposals([r for records in distinct for r in records], path, config.proposals, processes)
+        for read in sets:
+            proposals = open_proposals(path, read.records, config.proposals)
+            recall = proposal_recall((record, proposals[record.id]) for record in read.records)
+            boxes = sum(len(proposals[record.id]) for record in read.records)
+            yield ProposedSet(read.name, path, read.records, boxes, recall)
+
+
+def _sets_by_file(config: Config) -> dict[str, list[_ReadSet]]:
+    by_path = defaultdict(list)
+    labelled: list[ImageRecord] = []
+    left_out: list[Problem] = []
+    for part in ("train", "test"):
+        for i, dataset in enumerate(getattr(config.data, part)):
+            key = f"data.{part}.{i}"
+            if not dataset.proposals:
+                raise FastRCNNError(f"{key}.proposals is not set; name a file, such as proposals.safetensors")
+            problems: list[Problem] = []
+            records = read_data_sets([dataset], config.data, config.classes, problems)
+            if part == "train":
+                labelled += records
+                left_out += problems
+            by_path[dataset.proposals].append(_ReadSet(f"{key} ({dataset.label})", dataset, records))
+    nothing = nothing_labelled("train", labelled, left_out, config.classes)
+    refuse_errors([nothing] if nothing else [])
+    return by_path

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 from numpy.random import Generator
 
 from fastrcnn.errors import FastRCNNError
@@ -156,8 +157,8 @@ def _annotation(folder: str, image_id: str, image: np.ndarray, shapes: list[Draw
     return ET.tostring(root, encoding="utf-8") + b"\n"
 
 
-def draw_image(seed: int, i: int) -> tuple[np.ndarray, list[DrawnShape]]:
-    """Image i of the set: uint8 RGB [H, W, 3] and its objects, those further back first; a function of (seed, i)."""
+def draw_image(seed: int, i: int) -> tuple[UInt8[np.ndarray, "H W 3"], list[DrawnShape]]:
+    """Image i of the set, RGB, and its objects, those further back first; a function of (seed, i)."""
     rng = np.random.default_rng([seed, i])
     width, height = rng.choice(IMAGE_SIDES, size=2).tolist()
     image = _background(rng, width, height)

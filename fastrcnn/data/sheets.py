@@ -143,7 +143,7 @@ def batch_sheet(images: ImageSet, config: Config) -> UInt8[np.ndarray, "H W 3"]:
     return contact_sheet(drawn, columns=2, titles=titles, cell_side=SEEN_SIDE)
 
 
-def _as_seen(batch: Batch, classes: Sequence[str]) -> list[tuple[np.ndarray, str]]:
+def _as_seen(batch: Batch, classes: Sequence[str]) -> list[tuple[UInt8[np.ndarray, "_ _ 3"], str]]:
     seen = []
     end = 0
     for image_id, image, scale, rois in zip(batch.ids, batch.images, batch.scales, batch.rois, strict=True):

@@ -123,8 +123,10 @@ def _pool_by_table(feature: Tensor, rois: Tensor, pool_size: int, spatial_scale:
     torch.index_select(_bin_maxima(feature, bins, levels), 0, index, out=out.view(-1, len(feature)))
 
 
-def _distinct_bins(cells: Tensor, pool_size: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The bins of RoIs [R, 4] (cells), each kind once -> bins [U, 4], levels [U, 2], index [R * P * P] into them.
+def _distinct_bins(
+    cells: Int64[Tensor, "R 4"], pool_size: int, height: int, width: int
+) -> tuple[Int64[Tensor, "U 4"], Int64[Tensor, "U 2"], Int64[Tensor, "RPP"]]:
+    """The bins of RoIs (cells), each kind once: bins, levels, and for each bin of each RoI its index into them.
 
     A bin is (x1, y1, x2, y2), half open. Its levels (y, x) are the logarithms of the largest power-of-two window that
     fits in it, -1 for an empty bin; bins are sorted by them.
@@ -144,14 +146,18 @@ def _distinct_bins(cells: Tensor, pool_size: int, height: int, width: int) -> tu
     return bins[order], levels[order], rank[index]
 
 
-def _distinct_intervals(start: Tensor, end: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Intervals of cells [R, P] within [0, length], each kind once -> start [I], end [I], index [R, P] into them."""
+def _distinct_intervals(
+    start: Int64[Tensor, "R P"], end: Int64[Tensor, "R P"], length: int
+) -> tuple[Int64[Tensor, "I"], Int64[Tensor, "I"], Int64[Tensor, "R P"]]:
+    """Intervals of cells within [0, length], each kind once: start, end, index into them."""
     keys, index = (start * (length + 1) + end).unique(return_inverse=True)
     return keys // (length + 1), keys % (length + 1), index
 
 
-def _bin_maxima(feature: Tensor, bins: Tensor, levels: Tensor) -> Tensor:
-    """The maximum over each bin of a map [C, h, w]: bins [U, 4] (cells) sorted by `levels` [U, 2] -> [U, C].
+def _bin_maxima(
+    feature: Float[Tensor, "C h w"], bins: Int64[Tensor, "U 4"], levels: Int64[Tensor, "U 2"]
+) -> Float[Tensor, "U C"]:
+    """The maximum over each bin of a map; bins (cells) are sorted by `levels`.
 
     A range-maximum (sparse) table: a bin is covered by the 2^i x 2^j windows at its four corners, which overlap, so its
     maximum is that of four rows. Levels are made from the one before and dropped when done: three maps at a time live.

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Real
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -48,8 +49,8 @@ def _draw_losses(axes: Axes, metrics: list[dict]) -> None:
         axes.legend()
 
 
-def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
-    """The mean of each value and of up to `reach` values on each side of it, [M] -> [M]."""
+def running_mean(values: Real[np.ndarray, "M"], reach: int) -> Real[np.ndarray, "M"]:
+    """The mean of each value and of up to `reach` values on each side of it."""
     if not len(values):
         return values
     window, middle = np.ones(2 * reach + 1), slice(reach, reach + len(values))

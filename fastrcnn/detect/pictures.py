@@ -71,22 +71,7 @@ def detect_pictures(
         try:
             with journal:
                 for picture in tqdm(pictures, "detecting", unit="image", mininterval=1):
-                    drawn, pixels = picture.below(output), None
-                    try:
-                        stamp = _stamp(picture)
-                        image = done.get(stamp) if drawn.exists() else None
-                        if image is None:
-                            image, pixels = _detect(detector, picture, store)
-                    except FastRCNNError as e:
-                        log.error("%s", e)
-                        result.failed.append(picture.path)
-                        continue
-                    result.images.append(image)
-                    if pixels is not None:
-                        journal.append((stamp, image))  # before it is drawn: what is drawn is in detections.json
-                        shown = image.found.above(score)
-                        write_image(drawn, draw_detections(pixels, shown.boxes, shown.names, shown.scores))
-                    result.drawn.append(drawn)
+                    _detect_and_draw(detector, picture, output, score, store, journal, done, result)
         finally:  # Ctrl-C and a full disk too: what is finished is written
             if result.images:
                 write_detections(result.json, detector.config.classes, result.images)
@@ -100,6 +85,35 @@ def detect_pictures(
             result.labels.append(folder)
         journal.remove()
     return result
+
+
+def _detect_and_draw(
+    detector: Detector,
+    picture: ListedPicture,
+    output: Path,
+    score: float,
+    store: Proposals | None,
+    journal: Journal[Item],
+    done: dict[str, DetectedImage],
+    result: DetectedPictures,
+) -> None:
+    """One picture into `result`: one of `done`, from the journal, if it is drawn already, else detected and drawn."""
+    drawn = picture.below(output)
+    try:
+        stamp = _stamp(picture)
+        image, pixels = done.get(stamp) if drawn.exists() else None, None
+        if image is None:
+            image, pixels = _detect(detector, picture, store)
+    except FastRCNNError as e:
+        log.error("%s", e)
+        result.failed.append(picture.path)
+        return
+    result.images.append(image)
+    if pixels is not None:
+        journal.append((stamp, image))  # before it is drawn: what is drawn is in detections.json
+        shown = image.found.above(score)
+        write_image(drawn, draw_detections(pixels, shown.boxes, shown.names, shown.scores))
+    result.drawn.append(drawn)
 
 
 def _journal(detector: Detector, output: Path, inputs: Sequence[Path] | None, score: float) -> Journal[Item]:

@@ -160,7 +160,7 @@ def _wait_for_proposals(datasets: Sequence[DataSetConfig]) -> Problem:
     """The one line on proposals that are not there yet."""
     files = list(dict.fromkeys(dataset.proposals for dataset in datasets if dataset.proposals))
     if files:
-        others = f", nor do {len(files) - 1} other files" if len(files) > 1 else ""
+        others = f" ({len(files) - 1} more like it)" if len(files) > 1 else ""
         text = f"does not exist yet{others}; make it with tools/proposals.py, then check what it covers"
         return Problem("proposals not made yet", Path(files[0]), None, text, "noted")
     text = "names no proposals yet; set `proposals` to a file, and make it with tools/proposals.py"

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from fastrcnn.errors import FastRCNNError, NotFiniteError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
 METADATA_KEY = "fastrcnn"
 DIGEST_SIZE = 16  # bytes
@@ -153,7 +153,7 @@ def write_json(path: str | Path, value: object) -> None:
         file.write(json.dumps(value, indent=1, allow_nan=False).encode())
 
 
-def write_tensors(path: str | Path, tensors: dict[str, "Tensor"], metadata: dict[str, Any]) -> None:
+def write_tensors(path: str | Path, tensors: dict[str, "torch.Tensor"], metadata: dict[str, Any]) -> None:
     """Write a safetensors file atomically; `metadata` is JSON under the key `fastrcnn`.
 
     Raises FastRCNNError as atomic_write does, and NotFiniteError for numbers that read_tensors would refuse.
@@ -169,7 +169,7 @@ def write_tensors(path: str | Path, tensors: dict[str, "Tensor"], metadata: dict
         file.write(data)
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+def read_tensors(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]]:
     """All tensors of a safetensors file, and the metadata that write_tensors gave it ({} for another's file).
 
     Raises FastRCNNError for a file that is missing, cut short, not safetensors, or holds numbers that are not finite.
@@ -196,7 +196,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]
     return tensors, metadata
 
 
-def _is_finite(tensor: "Tensor") -> bool:
+def _is_finite(tensor: "torch.Tensor") -> bool:
     """Whether all numbers are; without a copy of large tensors, since NaN and infinity are their own extremes."""
     if not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()):
         return True

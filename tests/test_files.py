@@ -266,7 +266,7 @@ def test_numbers_that_are_not_finite_are_refused_in_every_type(tmp_path, dtype, 
     tensor = torch.zeros(3, 5, dtype=torch.float32)
     path = tmp_path / "a.safetensors"
     kind = getattr(torch, dtype)
-    write_tensors(path, {"a": tensor.to(kind), "empty": torch.zeros(0, dtype=kind), "n": torch.arange(3)}, {})
+    write_tensors(path, {"a": tensor.to(kind), "empty": torch.zeros(0).to(kind), "n": torch.arange(3)}, {})
     assert read_tensors(path)[0]["a"].dtype == kind
     tensor[1, 2] = float("nan") if dtype == "float8_e4m3fn" else float(bad)  # that type has no infinity
     with pytest.raises(FastRCNNError, match="not finite"):

@@ -262,6 +262,17 @@ def test_a_start_without_any_roi_is_an_error(tree, tmp_path, start):
         train(config_of(tree, tmp_path / "run"))
 
 
+def test_a_run_whose_proposals_were_capped_says_what_to_set(tree, tmp_path):
+    """Earlier versions capped all files at 2,000 boxes an image."""
+    tree["proposals"] = {"max_per_image": 20}
+    train(config_of(tree, tmp_path / "run", max_iterations=3))
+    del tree["proposals"]
+    with pytest.raises(FastRCNNError, match=r"it had proposals\.max_per_image=20: set that"):
+        train(config_of(tree, tmp_path / "run"), resume=True)
+    tree["proposals"] = {"max_per_image": 20}
+    train(config_of(tree, tmp_path / "run"), resume=True)
+
+
 def test_a_run_resumes_on_data_that_moved(tree, shapes, tmp_path):
     train(config_of(tree, tmp_path / "run", max_iterations=3))
     shutil.copytree(shapes, tmp_path / "moved")

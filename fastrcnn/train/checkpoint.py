@@ -93,8 +93,11 @@ def _refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, data: 
             "another output"
         )
     if checkpoint.data != data:
+        key = "proposals.max_per_image"
+        capped = f" (it had {key}={before[key]}: set that)" if before.get(key) != now.get(key) else ""
         raise FastRCNNError(
-            f"{path}: the run was started on other images, boxes or proposals; put them back, or choose another output"
+            f"{path}: the run was started on other images, boxes or proposals{capped}; put them back, or choose "
+            "another output"
         )
 
 

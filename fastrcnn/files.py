@@ -192,7 +192,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict[str,
     if not isinstance(metadata, dict):
         raise FastRCNNError(f"{path}: its metadata is not a mapping; make the file again")
     if bad:
-        raise FastRCNNError(f"{path}: {bad[0]} holds numbers that are not finite; the file is of no use")
+        raise FastRCNNError(f"{path}: {bad[0]} holds numbers that are not finite; it cannot be used")
     return tensors, metadata
 
 

@@ -23,7 +23,7 @@ def cores() -> int:
 
 
 @contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
+def ctrl_c_ignored() -> Iterator[None]:
     """Processes started inside ignore Ctrl-C, also while they import and would stop with a traceback.
 
     A terminal sends it to all processes, and the parent decides what becomes of the others. Both ways are inherited;
@@ -56,7 +56,7 @@ def workers(processes: int) -> Iterator[Executor]:
     life, ours = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(life,))
     try:
-        with deaf_to_ctrl_c():
+        with ctrl_c_ignored():
             for _ in range(processes):  # each of these calls starts one
                 pool.submit(int)
         yield pool

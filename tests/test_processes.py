@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fastrcnn.processes import cores, deaf_to_ctrl_c, workers
+from fastrcnn.processes import cores, ctrl_c_ignored, workers
 
 
 def test_cores_are_counted_where_affinity_is_unknown(monkeypatch):
@@ -30,7 +30,7 @@ def test_a_process_started_deaf_ignores_ctrl_c_while_it_imports():
     received = []
     before = signal.signal(signal.SIGINT, lambda *_: received.append(1))
     try:
-        with deaf_to_ctrl_c():
+        with ctrl_c_ignored():
             child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
             assert child.stdout.readline() == b"1\n"
             child.send_signal(signal.SIGINT)
@@ -44,5 +44,5 @@ def test_a_process_started_deaf_ignores_ctrl_c_while_it_imports():
 
 def test_a_system_without_signal_masks(monkeypatch):
     monkeypatch.delattr(signal, "pthread_sigmask", raising=False)
-    with deaf_to_ctrl_c():
+    with ctrl_c_ignored():
         pass

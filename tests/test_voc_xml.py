@@ -173,7 +173,7 @@ def test_objects_one_level_too_deep_are_read_and_noted(tmp_path):
 
 BNDBOX = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
 SHAPES = {
-    BNDBOX * 3: ("box not alone", "3 <bndbox>"),
+    BNDBOX * 3: ("several boxes", "3 <bndbox>"),
     "<robndbox><cx>9</cx><cy>9</cy><w>5</w><h>3</h><angle>0.5</angle></robndbox>": ("box of another shape", "turned"),
     "<polygon><x1>1</x1><y1>1</y1></polygon>": ("box of another shape", "polygon"),
     "<bndbox><xmin>0.1</xmin><ymin>0.2</ymin><xmax>0.6</xmax><ymax>1.0</ymax></bndbox>": ("box in fractions", "pixels"),

@@ -30,7 +30,7 @@ def main() -> None:
         at = ", ".join(f"{r:.3f} at IoU {t:g}" for t, r in zip(recall.thresholds, recall.overall(), strict=True))
         covered = f"recall of {len(recall.best_iou)} objects {at} ({recall.difficult} difficult ones left out)"
         if not len(recall.best_iou):
-            covered = "recall not measured, for want of objects"
+            covered = "recall not measured: there are no objects"
         print(f"{found.name}: {found.path}: {found.boxes / images:.0f} boxes an image in {images} images; {covered}")
         missed += found.records if is_low(recall) and found.searched else []
     if missed:

@@ -153,7 +153,7 @@ def _listed_pictures(layout: Layout, listing: Path, names: Sequence[str]) -> tup
         raise FastRCNNError(f"{listing}: names no images{marked}; check the split of the data set")
     remarks = {
         "listed twice": (doubled, "are listed more than once; each counts once"),
-        "listed otherwise": (loose, "are called otherwise in the folder (another path or case); those there are used"),
+        "listed otherwise": (loose, "have another path or case in the folder; the files there are used"),
         "class absent": (absent, "are marked -1, as not holding the class of this list; they are left out"),
     }
     problems = [
@@ -195,7 +195,7 @@ def _other_annotations(layout: Layout, xmls: set[str]) -> list[Problem]:
 
 def _without_annotations(layout: Layout, images: int, xmls: int) -> Problem:
     text = f"none of its {images} images has an XML file" + (f" ({xmls} are of other pictures)" if xmls else "")
-    text += "; they serve to detect in, as a test set without annotations"
+    text += "; they can be used for detection, like a test set without annotations"
     if not layout.voc:
         text += ", unless `annotations` of the data set names the folder of their XML files"
     return Problem("no annotations", layout.annotations, None, text, "noted")

@@ -85,7 +85,7 @@ def _check_depth(root: Element, elements: list[Element], path: Path) -> list[Pro
     problems = []
     deeper = len(elements) - len(root.findall("object"))
     if deeper:
-        text = f"{deeper} of its <object> lie deeper than directly in <annotation>; they are read all the same"
+        text = f"{deeper} of its <object> are not directly in <annotation> but deeper; they are read anyway"
         problems.append(Problem("objects nested", path, None, text, "noted"))
     within = sum(1 for _ in root.iter("object")) - len(elements)
     if within:
@@ -151,7 +151,7 @@ def _check_shape(
     count = tags.count("bndbox")
     others = [] if count else [OTHER_SHAPES[tag] for tag in tags if tag in OTHER_SHAPES]
     if count > 1:
-        kind = "box not alone"
+        kind = "several boxes"
         text = f"has {count} <bndbox>, and an object is one box; give each an <object> of its own"
     elif others:
         kind = "box of another shape"

@@ -92,12 +92,13 @@ def readable(report: Report, part: str) -> list[ImageRecord]:
     return [r for s in report.sets if s.part == part for r in s.records if r.path not in unreadable]
 
 
-def files_in_both(config: Config) -> list[Problem]:
-    """Images of data.train that data.test names too, by their paths. Raises FastRCNNError as image_paths does."""
-    paths = {
-        part: [path for dataset in getattr(config.data, part) for path in image_paths(dataset, config.data)]
-        for part in PARTS
-    }
+def files_in_both(train: Sequence[ImageRecord], config: Config) -> list[Problem]:
+    """Images of data.train, read already, that data.test names too, by their paths; no test image is opened.
+
+    Raises FastRCNNError as image_paths does.
+    """
+    test = [path for dataset in config.data.test for path in image_paths(dataset, config.data)]
+    paths = {"train": [record.path for record in train], "test": test}
     same: dict[Path, bytes | None] = {path: str(path.resolve()).encode() for part in paths.values() for path in part}
     return [p for p in same_pictures(paths, same) if p.kind == IN_BOTH]
 

@@ -21,7 +21,7 @@ from fastrcnn.data.image_set import ImageSet
 from fastrcnn.data.sampling import PlannedImage, plan_batch, sample_rois
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import image_scale, prepare_image, read_image
-from fastrcnn.processes import deaf_to_ctrl_c
+from fastrcnn.processes import ctrl_c_ignored
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def batches(dataset: BatchDataset, start: int, stop: int, workers: int, pin_memo
 
 def _alive(loader: DataLoader, workers: int) -> Iterator[Batch | FastRCNNError]:
     """The items of a loader; a worker that dies, by the system's hand for lack of memory, is an error of our own."""
-    with deaf_to_ctrl_c(), _no_child_signal():
+    with ctrl_c_ignored(), _no_child_signal():
         iterator = iter(loader)
     while True:
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
-from fastrcnn.processes import deaf_to_ctrl_c
+from fastrcnn.processes import ctrl_c_ignored
 
 HEADER = 128  # bytes of a MAT-file of level 5; the last two say the byte order
 COMPRESSED = 15  # type of an element
@@ -34,7 +34,7 @@ def read_mat(path: Path) -> tuple[list[str] | None, list[np.ndarray]]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(path, theirs), daemon=True)
-    with deaf_to_ctrl_c():
+    with ctrl_c_ignored():
         process.start()
     theirs.close()
     try:

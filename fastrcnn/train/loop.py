@@ -116,14 +116,14 @@ def prepare(config: Config, resume: bool, problems: list[Problem], stop: threadi
 
 
 def _open_data(config: Config, problems: list[Problem]) -> tuple[ImageSet, Survey]:
-    """The training set; what is worth a look is logged. Raises FastRCNNError for labels of no use."""
+    """The training set; what is worth a look is logged. Raises FastRCNNError for labels that cannot be trained on."""
     survey = Survey(config)
     images = open_data(config.data.train, config, problems, survey.add)
     findings = [*label_findings("train", images.records, problems, config), *survey.findings]
     refuse_errors(findings)
     log_problems(findings)
     with contextlib.suppress(FastRCNNError):  # the test sets need not be there yet
-        log_problems(files_in_both(config))
+        log_problems(files_in_both(images.records, config))
     return images.for_training(config.data), survey
 
 

@@ -229,12 +229,18 @@ class SolverConfig(Section, title="solver"):
     """Rate of SGD."""
     backbone_lr: Positive | None = None
     """Rate of the trained convolutions; null: as lr."""
+    schedule: Literal["step", "linear", "cosine"] = "step"
+    """How the rate falls: in steps (the paper), or evenly or as half a cosine from the end of the warm-up to 0 at
+    max_iterations."""
     steps: list[Count] = [30000]
-    """Iterations at which the rate is multiplied by gamma, growing."""
+    """Schedule `step`: iterations at which the rate is multiplied by gamma, growing."""
     gamma: Positive = 0.1
-    """What the rate is multiplied by at each step."""
+    """Schedule `step`: what the rate is multiplied by at each."""
     max_iterations: Count = 40000
     """Where training ends."""
+    head_iterations: CountOrZero = 0
+    """In the first so many, only the fully connected layers learn: a random head would change the convolutions for
+    nothing (Kumar et al. 2022, arXiv 2202.10054)."""
     momentum: BelowOne = 0.9
     """Of SGD."""
     weight_decay: NotNegative = 0.0005
@@ -253,6 +259,13 @@ class SolverConfig(Section, title="solver"):
     @model_validator(mode="after")
     def _steps_grow(self) -> "SolverConfig":
         self.require(self.steps == sorted(set(self.steps)), "steps", "growing iteration numbers")
+        return self
+
+    @model_validator(mode="after")
+    def _iterations_remain(self) -> "SolverConfig":
+        end = self.max_iterations
+        for key in ("head_iterations", "warmup_iterations")[: 1 if self.schedule == "step" else 2]:
+            self.require(getattr(self, key) < end, key, f"less than solver.max_iterations ({end})", "max_iterations")
         return self
 
 
@@ -310,6 +323,12 @@ class Config(Section):
         self.require(not twice, "classes", f"distinct without regard to case: {', '.join(twice)} is listed twice")
         background = {"background", "__background__"} & set(lowered)
         self.require(not background, "classes", "without background, which is always class 0")
+        return self
+
+    @model_validator(mode="after")
+    def _head_comes_before_something(self) -> "Config":
+        rule = "0 where model.freeze_up_to is null: convolutions that start at random have nothing to keep"
+        self.require(not self.solver.head_iterations or bool(self.model.freeze_up_to), "solver.head_iterations", rule)
         return self
 
     @model_validator(mode="after")

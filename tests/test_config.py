@@ -89,6 +89,18 @@ MISTAKES = [
     ({"solver": {"max_iterations": 10**12}}, "it must be a whole number at least 1 and at most 1,000,000,000"),
     ({"solver": {"backbone_lr": -1.0}}, "solver.backbone_lr is -1.0; it must be a number greater than 0 or null"),
     ({"solver": {"steps": [20, 10]}}, "solver.steps is [20, 10]; it must be growing iteration numbers"),
+    (
+        {"solver": {"head_iterations": 9, "max_iterations": 9}},
+        "solver.head_iterations is 9; it must be less than solver.max_iterations (9)",
+    ),
+    (
+        {"solver": {"schedule": "linear", "warmup_iterations": 9, "max_iterations": 9}},
+        "solver.warmup_iterations is 9; it must be less than solver.max_iterations (9)",
+    ),
+    (
+        {"model": {"freeze_up_to": None}, "solver": {"head_iterations": 9}},
+        "solver.head_iterations is 9; it must be 0 where model.freeze_up_to is null",
+    ),
     ({"solver": {"steps": 30000}}, "solver.steps is 30000; it must be a list, each item a whole number"),
     ({"solver": 3}, "solver is 3; it must be a mapping"),
     ({"data": {"train": {"split": "x"}}}, "data.train is {'split': 'x'}; it must be a list"),

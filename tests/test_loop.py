@@ -18,7 +18,7 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import lock, read_tensors
 from fastrcnn.model.weights import build, save_weights
 from fastrcnn.train.checkpoint import checkpoints
-from fastrcnn.train.loop import prepare, train
+from fastrcnn.train.loop import iterate, prepare, train
 
 
 def config_of(tree, output, **solver):
@@ -64,6 +64,40 @@ def test_resume_equals_the_unbroken_run_bit_for_bit(tree, tmp_path, stop, worker
     assert same_weights(unbroken, resumed)
     lines = [json.loads(line)["iteration"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     assert lines == sorted(set(lines))
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_resume_is_exact_with_the_head_first_and_a_falling_rate(tree, tmp_path, stop):
+    """Stopped inside the head's iterations (3), and after them."""
+    more = {"head_iterations": 3, "schedule": "cosine", "warmup_iterations": 1}
+    tree["train"]["checkpoint_every"] = stop
+    unbroken = train(config_of(tree, tmp_path / "a", **more))
+
+    def stopped(path):
+        raise KeyboardInterrupt
+
+    tree["train"]["eval_every"] = stop
+    with pytest.raises(KeyboardInterrupt):
+        train(config_of(tree, tmp_path / "b", **more), evaluate=stopped)
+    del tree["train"]["eval_every"]
+    assert same_weights(unbroken, train(config_of(tree, tmp_path / "b", **more), resume=True))
+
+
+def test_a_rate_that_falls_to_zero_has_one_end(tree, tmp_path):
+    train(config_of(tree, tmp_path / "a", schedule="linear", max_iterations=4))
+    with pytest.raises(FastRCNNError, match="solver.max_iterations was 4, is 6"):
+        train(config_of(tree, tmp_path / "a", schedule="linear", max_iterations=6), resume=True)
+
+
+def test_convolutions_keep_their_weights_while_the_head_learns(tree, tmp_path):
+    run = prepare(config_of(tree, tmp_path / "a", head_iterations=6), False, [], threading.Event())
+    start = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    iterate(run, None, threading.Event())
+    for done, convolutions_too in ((6, False), (8, True)):
+        now = read_tensors(tmp_path / "a" / f"checkpoint_{done:08d}.safetensors")[0]
+        changed = {name for name, before in start.items() if not torch.equal(before, now[f"model.{name}"])}
+        assert ("backbone.conv3_2.weight" in changed) == convolutions_too
+        assert "fc6.weight" in changed and "backbone.conv1.weight" not in changed
 
 
 def test_other_seeds_give_other_weights(tree, tmp_path):

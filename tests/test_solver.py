@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from fastrcnn.config import ModelConfig, SolverConfig
+from fastrcnn.errors import FastRCNNError
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.train.solver import (
+    check_head_first,
     check_layouts,
     clip_gradient,
     gradient_norm,
+    head_first,
     make_optimizer,
     parameter_groups,
     schedule,
@@ -46,6 +49,30 @@ def test_the_rate_drops_at_its_steps():
 def test_warm_up_grows_from_a_tenth():
     config = SolverConfig(steps=[50], warmup_iterations=10)
     assert [schedule(config, i) for i in (0, 5, 10)] == pytest.approx([0.1, 0.55, 1.0])
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_the_rate_falls_to_zero_from_the_end_of_the_warm_up(kind):
+    config = SolverConfig(schedule=kind, warmup_iterations=10, max_iterations=110, steps=[20])
+    by_hand = {"linear": lambda x: 1 - x, "cosine": lambda x: math.cos(math.pi * x / 2) ** 2}[kind]
+    assert [schedule(config, i) for i in (0, 5)] == pytest.approx([0.1, 0.55])
+    for i in (10, 20, 35, 60, 109):
+        assert schedule(config, i) == pytest.approx(by_hand((i - 10) / 100)), i
+
+
+def test_convolutions_wait_for_the_head(model):
+    config = SolverConfig(head_iterations=3, max_iterations=5)
+    for iteration, learns in ((0, False), (2, False), (3, True), (4, True), (1, False)):
+        head_first(model, config, iteration)
+        assert all(p.requires_grad == learns for p in model.backbone[model.frozen_depth :].parameters())
+        assert model.fc6.weight.requires_grad and not model.backbone.conv1.weight.requires_grad
+
+
+def test_a_head_that_comes_before_nothing_is_refused():
+    frozen = FastRCNN(ModelConfig(backbone="tiny", weights=None, freeze_up_to="conv3_2", fc_width=8), num_classes=3)
+    with pytest.raises(FastRCNNError, match="solver.head_iterations is 3, but model.freeze_up_to=conv3_2"):
+        check_head_first(frozen, SolverConfig(head_iterations=3))
+    check_head_first(frozen, SolverConfig())
 
 
 def test_one_step_of_sgd_by_hand(model):

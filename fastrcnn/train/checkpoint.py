@@ -82,10 +82,12 @@ def _refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, data: 
     """With anything else changed it would be no resume; each difference is named."""
     started = configs.from_dict(checkpoint.config, source=str(path))
     before, now = _flatten(configs.to_dict(started)), _flatten(configs.to_dict(config))
+    ends_at_zero = config.solver.schedule != "step"  # then the rate of every iteration depends on the last
+    free = [f for f in FREE_SETTINGS if not (ends_at_zero and f == "solver.max_iterations")]
     changed = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in {**before, **now}
-        if before.get(key) != now.get(key) and not any(key == f or key.startswith(f + ".") for f in FREE_SETTINGS)
+        if before.get(key) != now.get(key) and not any(key == f or key.startswith(f + ".") for f in free)
     ]
     if changed:
         raise FastRCNNError(

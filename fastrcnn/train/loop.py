@@ -31,7 +31,7 @@ from fastrcnn.train.feature_cache import FeatureCache
 from fastrcnn.train.log_file import log_file
 from fastrcnn.train.metrics import Metrics, read_metrics
 from fastrcnn.train.signals import stop_signals
-from fastrcnn.train.solver import make_optimizer, schedule, set_rate
+from fastrcnn.train.solver import check_head_first, make_optimizer, schedule, set_rate
 from fastrcnn.train.step import first_batches, not_finite, start_fully_connected, train_step
 from fastrcnn.train.watch import Watch
 
@@ -90,6 +90,7 @@ def prepare(config: Config, resume: bool, problems: list[Problem], stop: threadi
         )
 
     model = build(config)
+    check_head_first(model, config.solver)
     if checkpoint is None:
         loaded = initialise(model, config)
         statistics = survey.statistics()

@@ -1,10 +1,13 @@
 """SGD with the paper's groups and steps (models/VGG16/{solver,train}.prototxt)."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fastrcnn.config import SolverConfig
+from fastrcnn.errors import FastRCNNError
 from fastrcnn.model.fast_rcnn import FastRCNN
 
 
@@ -66,11 +69,32 @@ WARMUP_START = 0.1  # ours: the rate grows linearly from this share of itself
 
 
 def schedule(config: SolverConfig, iteration: int) -> float:
-    """What the rates are multiplied by at an iteration counted from 0: gamma for each step passed, and the warm-up."""
-    factor = config.gamma ** sum(iteration >= step for step in config.steps)
-    if iteration < config.warmup_iterations:
-        factor *= WARMUP_START + (1 - WARMUP_START) * iteration / config.warmup_iterations
-    return factor
+    """What the rates are multiplied by at an iteration counted from 0: the warm-up's part times the schedule's."""
+    warmup = config.warmup_iterations
+    start = WARMUP_START + (1 - WARMUP_START) * iteration / warmup if iteration < warmup else 1.0
+    done = max(iteration - warmup, 0) / (config.max_iterations - warmup) if config.schedule != "step" else 0.0
+    if config.schedule == "linear":
+        return start * (1 - done)
+    if config.schedule == "cosine":
+        return start * (1 + math.cos(math.pi * done)) / 2
+    return start * config.gamma ** sum(iteration >= step for step in config.steps)
+
+
+def check_head_first(model: FastRCNN, config: SolverConfig) -> None:
+    """Raise FastRCNNError for solver.head_iterations where no convolution learns afterwards."""
+    if config.head_iterations and not any(
+        isinstance(layer, nn.Conv2d) for layer in model.backbone[model.frozen_depth :]
+    ):
+        raise FastRCNNError(
+            f"solver.head_iterations is {config.head_iterations}, but model.freeze_up_to={model.config.freeze_up_to} "
+            "lets no convolution learn afterwards; set it to 0, or freeze fewer layers"
+        )
+
+
+def head_first(model: FastRCNN, config: SolverConfig, iteration: int) -> None:
+    """Let the trained convolutions learn only from iteration solver.head_iterations on."""
+    for layer in model.backbone[model.frozen_depth :]:
+        layer.requires_grad_(iteration >= config.head_iterations)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

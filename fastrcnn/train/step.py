@@ -16,7 +16,7 @@ from fastrcnn.errors import FastRCNNError, NotFiniteError
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_start
 from fastrcnn.model.losses import diagnostics, multi_task_loss
 from fastrcnn.model.roi_features import project, roi_pool
-from fastrcnn.train.solver import clip_gradient, gradient_norm
+from fastrcnn.train.solver import clip_gradient, gradient_norm, head_first
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ def train_step(
     Batch and statistics are on the model's device. Raises NotFiniteError when the loss or the gradient is not finite,
     before the weights are touched.
     """
+    head_first(model, config.solver, batch.iteration)
     scores, deltas = model(
         _frozen_maps(model, batch), batch.rois, batch.scales, dropout_seed(config.seed, batch.iteration)
     )

@@ -59,7 +59,7 @@ def _kind_of_split(value: Any) -> str:
 
 
 class DataSetConfig(Section, title="data set"):
-    """One set of annotated images. `train` and `test` are lists of these; several are joined in one run.
+    """One set of annotated images. `train`, `validation` and `test` are lists of these, each joined to one.
 
     Paths are relative to the working folder; ~ and environment variables are expanded in YAML files.
     """
@@ -107,9 +107,14 @@ class DataSetConfig(Section, title="data set"):
         return self.split if isinstance(self.split, list) else []
 
 
+PARTS = ("train", "validation", "test")  # the lists of data sets in DataConfig
+
+
 class DataConfig(Section, title="data"):
     train: list[DataSetConfig] = [DataSetConfig(split="trainval")]
     """Data sets to train on, joined."""
+    validation: list[DataSetConfig] = []
+    """Data sets on which train.eval_every chooses the best weights, joined; without any it does so on `test`."""
     test: list[DataSetConfig] = []
     """Data sets to evaluate on, joined; without any, training works and evaluation does not."""
     xml_origin: Annotated[int, Field(ge=0, le=1)] = 1
@@ -275,7 +280,7 @@ class TrainConfig(Section, title="train"):
     checkpoint_every: Count = 1000
     """Iterations."""
     eval_every: Count | None = None
-    """Iterations between evaluations on data.test; null: none."""
+    """Iterations between evaluations, on data.validation, or data.test if there is none; null: none."""
 
 
 class DetectionConfig(Section, title="test"):
@@ -315,6 +320,11 @@ class Config(Section):
     output: PathText = "runs/unnamed"
     """The run's folder; if a YAML file does not name one, runs/<name of the YAML file>."""
 
+    def validating(self) -> "Config":
+        """The same run with data.validation, if there is one, in place of data.test."""
+        data = self.data.model_copy(update={"test": self.data.validation or self.data.test})
+        return self.model_copy(update={"data": data})
+
     @model_validator(mode="after")
     def _names_differ(self) -> "Config":
         lowered = [name.strip().lower() for name in self.classes]
@@ -333,8 +343,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _evaluation_has_images(self) -> "Config":
-        rule = "null, or data.test a list of data sets to evaluate on"
-        self.require(self.train.eval_every is None or bool(self.data.test), "train.eval_every", rule)
+        rule = "null, or data.validation a list of data sets to evaluate on"
+        some = bool(self.data.validation or self.data.test)
+        self.require(self.train.eval_every is None or some, "train.eval_every", rule)
         return self
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from fastrcnn.config import Config, to_dict
+from fastrcnn.config import PARTS, Config, to_dict
 from fastrcnn.config_old import without_old_values
 from fastrcnn.config_rules import FROM_YAML, ConfigError, Fault, expand, faults
 from fastrcnn.files import atomic_write
@@ -47,9 +47,9 @@ Origins = dict[str, Written]  # by dotted key
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML file, its bases and `key=value` overrides into a checked Config.
 
-    `base` is looked for beside the file, then in configs_folder(). `classes`, `data.train` and `data.test` that a base
-    names, not the file or its overrides, are said in the log. A test set that comes with a base is left out, so never
-    downloaded, when the file has classes of its own, or training sets of its own and is none of configs_folder().
+    `base` is looked for beside the file, then in configs_folder(). `classes` and parts of `data` that a base names, not
+    the file or its overrides, are said in the log. Test and validation sets that come with a base are left out, so
+    never downloaded, when the file has classes of its own, or training sets of its own and is none of configs_folder().
 
     Raises ConfigError for a missing or malformed file, an unknown key, a wrong type or an impossible value.
     """
@@ -252,7 +252,7 @@ def _default_of(parts: list[str]) -> Any:
 
 
 def _say_what_is_inherited(path: Path, tree: dict[str, Any], origins: Origins) -> None:
-    """Log which of classes, data.train and data.test `path` has from a base, and drop a test set as load says."""
+    """Log which of classes and the parts of data `path` has from a base, and drop sets to evaluate on as load says."""
     own, project = path.resolve(), configs_folder().resolve()
 
     def of_project(source: Path | str) -> bool:
@@ -264,15 +264,17 @@ def _say_what_is_inherited(path: Path, tree: dict[str, Any], origins: Origins) -
         named = any(isinstance(source, str) or source.resolve() == own for source in sources)
         return None if named or not sources else sources[0]
 
-    bases = {key: base for key in ("classes", "data.train", "data.test") if (base := inherited(key))}
+    bases = {key: base for key in ("classes", *(f"data.{part}" for part in PARTS)) if (base := inherited(key))}
     new_classes, new_images = (
         key in origins and not of_project(origins[key].source) for key in ("classes", "data.train")
     )
     comes_along = project in own.parents
-    if of_project(bases.get("data.test", "")) and (new_classes or (new_images and not comes_along)):
-        tree["data"] = tree["data"] | {"test": []}
-        text = "%s: names no data.test; that of %s is left out, as it is not of your data. Name one to evaluate on"
-        log.warning(text, path, bases.pop("data.test"))
+    for part in PARTS[1:]:
+        key = f"data.{part}"
+        if of_project(bases.get(key, "")) and (new_classes or (new_images and not comes_along)):
+            tree["data"] = tree["data"] | {part: []}
+            text = "%s: names no %s; that of %s is left out, as it is not of your data. Name one to evaluate on"
+            log.warning(text, path, key, bases.pop(key))
     if bases and not comes_along:
         log.info("%s: inherits %s", path, ", ".join(f"{key} from {base}" for key, base in bases.items()))
 

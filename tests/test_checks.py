@@ -188,6 +188,30 @@ def test_the_same_picture_twice_is_a_remark_but_an_error_between_train_and_test(
     assert [p.file.name for p in files_in_both(train, config)] == ["a.jpg", "b.jpg"]
 
 
+def test_a_validation_picture_is_not_trained_on_and_in_the_test_set_a_remark(good):
+    """Nor does a set that is not there yet hide what is known of another."""
+    config = make_config(good)
+    config.data.validation = config.data.train
+    assert found(config, "image in train and validation") == [("a.jpg", None, "error"), ("b.jpg", None, "error")]
+    config.data.validation = [config.data.test[0].model_copy()]
+    assert found(config, "image in validation and test") == [("c.jpg", None, "noted")]
+    assert check(config, processes=1).wrong is False
+    train = read_data_sets(config.data.train, config.data, config.classes)
+    assert [p.kind for p in files_in_both(train, config)] == ["image in validation and test"]
+    config.data.test[0].root, config.data.validation = "/nowhere", config.data.train
+    assert [p.kind for p in files_in_both(train, config)] == ["image in train and validation"] * 2
+
+
+def test_a_validation_set_without_labels_is_wrong_and_a_test_set_is_not(good):
+    (good / "Annotations/c.xml").unlink()
+    config = make_config(good, on_unlabelled_image="empty")
+    assert found(config, "no objects at all") == []
+    config.data.validation, config.data.test = config.data.test, []
+    assert found(config, "no objects at all") == [("data.validation", None, "error")]
+    config.data.validation[0].root = "/nowhere"
+    assert found(config, "unreadable data set") == [("JPEGImages", None, "error")]
+
+
 def test_equal_pictures_with_other_labels_are_a_remark(good):
     (good / "JPEGImages" / "b.jpg").write_bytes((good / "JPEGImages" / "a.jpg").read_bytes())
     assert found(make_config(good), "equal pictures, other labels") == []

@@ -278,6 +278,15 @@ def test_a_test_set_of_an_own_base_is_kept_and_one_through_it_is_not(tmp_path, c
     assert load(write(tmp_path, base="mine.yaml", seed=4)).data.test == []
 
 
+def test_a_validation_set_is_inherited_as_a_test_set_is(tmp_path, monkeypatch, caplog):
+    (tmp_path / "along").mkdir()
+    monkeypatch.setattr(config_files, "configs_folder", lambda: tmp_path / "along")
+    base = write(tmp_path / "along", "base.yaml", classes=["b"], data=OWN | {"validation": TEST})
+    assert load(base).data.validation == load(write(tmp_path, base="base.yaml", seed=4)).data.validation != []
+    config = load(write(tmp_path, base="base.yaml", classes=["a"], data={"test": TEST}))
+    assert config.data.validation == [] and config.data.test and "names no data.validation" in caplog.text
+
+
 def test_a_copy_of_one_that_comes_along_means_the_same(tmp_path):
     for path in CONFIGS:
         (tmp_path / path.name).write_bytes(path.read_bytes())

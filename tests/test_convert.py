@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastrcnn import config as configs
-from fastrcnn.annotations.convert import WRITERS, convert
+from fastrcnn.annotations.convert import SPLITS, WRITERS, convert
 from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.config import DataSetConfig
 from fastrcnn.data.shapes import CLASSES
@@ -14,6 +14,7 @@ from fastrcnn.errors import FastRCNNError
 @pytest.fixture
 def config(shapes):
     sets = {part: [{"root": str(shapes), "split": part}] for part in ("train", "test")}
+    sets["validation"] = sets["test"]
     return configs.from_dict({"classes": list(CLASSES), "data": sets})
 
 
@@ -21,9 +22,9 @@ def config(shapes):
 @pytest.mark.parametrize("link", [False, True])
 def test_a_converted_set_gives_the_same_records(tmp_path, config, format_name, link):
     written = convert(config, format_name, tmp_path / "new", link)
-    for part in ("train", "test"):
+    for part, split in SPLITS.items():
         expected = read_data_sets(getattr(config.data, part), config.data, config.classes)
-        dataset = DataSetConfig(format=format_name, root=str(tmp_path / "new"), split=part)
+        dataset = DataSetConfig(format=format_name, root=str(tmp_path / "new"), split=split)
         again = read_data_sets([dataset], config.data, config.classes)
         assert [r.id for r in again] == [r.id for r in expected] == [r.id for r in written[part]]
         for record, other in zip(expected, again, strict=True):

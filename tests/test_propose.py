@@ -10,8 +10,9 @@ from fastrcnn.errors import FastRCNNError
 
 
 def test_each_data_set_has_its_boxes_and_recall(tree):
+    tree["data"]["validation"] = tree["data"]["test"]
     sets = list(propose(configs.from_dict(tree)))
-    assert [s.name.split(" ")[0] for s in sets] == ["data.train.0", "data.test.0"]
+    assert [s.name.split(" ")[0] for s in sets] == ["data.train.0", "data.validation.0", "data.test.0"]
     with pathlib.Path(sets[0].path).open(encoding="utf-8") as file:
         stored = json.load(file)["proposals"]
     for proposed in sets:

@@ -1,7 +1,8 @@
 """Write the data sets of a run in another format, VOC, COCO or YOLO, with copies of their pictures.
 
-data.train and data.test become the splits train and test of one new data set in OUTPUT, which must not be there yet.
-When it is read again, images, boxes and classes are the same; YOLO alone has no flag for difficult objects.
+data.train, data.validation and data.test become the splits train, val and test of one new data set in OUTPUT, which
+must not be there yet. When it is read again, images, boxes and classes are the same; YOLO alone has no flag for
+difficult objects.
 """
 
 from pathlib import Path
@@ -18,15 +19,15 @@ def main() -> None:
     p.add_argument("--link", action="store_true", help="make symbolic links to the pictures in place of copies")
     args = p.parse_intermixed_args()
 
-    from fastrcnn.annotations.convert import convert
+    from fastrcnn.annotations.convert import SPLITS, convert
     from fastrcnn.config_files import load
 
     records = convert(load(args.config, args.overrides), args.to, Path(args.output), args.link)
-    for split, members in records.items():
-        print(f"{split}: {len(members)} images, {sum(len(record.boxes) for record in members)} objects")
+    for part, members in records.items():
+        print(f"{part}: {len(members)} images, {sum(len(record.boxes) for record in members)} objects")
     print("read it with\n\ndata:" + ("\n  xml_origin: 1" if args.to == "voc" else ""))
-    for split in records:
-        print(f"  {split}: [{{format: {args.to}, root: {args.output}, split: {split}}}]")
+    for part in records:
+        print(f"  {part}: [{{format: {args.to}, root: {args.output}, split: {SPLITS[part]}}}]")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Find the proposals of a run's data sets by selective search, and print how many objects they cover.
 
-For each data set of data.train and data.test: a .safetensors file in `proposals` is made, or completed, on all cores (a
-killed run resumes); files of other formats are only checked. Then recall at IoU 0.5 and 0.7 is printed.
+For each data set of data.train, data.validation and data.test: a .safetensors file in `proposals` is made, or
+completed, on all cores (a killed run resumes); files of other formats are only checked. Then recall at IoU 0.5
+and 0.7 is printed.
 """
 
 import argparse

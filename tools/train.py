@@ -8,7 +8,9 @@ from _common import command, parser, run, shown
 def main() -> None:
     p = parser(__doc__, config=True)
     p.add_argument("--resume", action="store_true", help="resume from the last checkpoint of this run")
-    p.add_argument("--eval-every", type=int, metavar="N", help="evaluate on data.test every N iterations")
+    p.add_argument(
+        "--eval-every", type=int, metavar="N", help="evaluate on data.validation, or else data.test, every N iterations"
+    )
     args = p.parse_intermixed_args()
 
     from fastrcnn.config_files import load
@@ -21,7 +23,7 @@ def main() -> None:
     config = load(args.config, overrides)
 
     def evaluate(weights: Path) -> float:
-        return evaluate_weights(config, weights, Path(config.output) / "results").mean_ap
+        return evaluate_weights(config.validating(), weights, Path(config.output) / "results").mean_ap
 
     weights = train(config, args.resume, evaluate)
     print(f"{weights}: evaluate it with: {command('test')} {shown(args.config)} {weights}")

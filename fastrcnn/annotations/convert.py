@@ -11,7 +11,7 @@ from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.annotations.voc_xml import write_voc
 from fastrcnn.annotations.writing import file_of
 from fastrcnn.annotations.yolo import write_yolo
-from fastrcnn.config import Config
+from fastrcnn.config import PARTS, Config, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 
 WRITERS: dict[str, Callable[[Sequence[ImageRecord], Sequence[str], Path, str], Path]] = {
@@ -19,28 +19,29 @@ WRITERS: dict[str, Callable[[Sequence[ImageRecord], Sequence[str], Path, str], P
     "coco": write_coco,
     "yolo": write_yolo,
 }
+SPLITS = dict(zip(PARTS, ("train", "val", "test"), strict=True))  # the names that all formats know
 
 
 def convert(config: Config, format_name: str, output: Path, link: bool = False) -> dict[str, list[ImageRecord]]:
-    """Write data.train and data.test as the splits train and test of one new data set, with copies of their pictures.
+    """Write the parts of a run's data as the SPLITS of one new data set, with copies of their pictures.
 
-    `link` makes symbolic links in place of copies. Returns the records of each split that was written. Reads all before
+    `link` makes symbolic links in place of copies. Returns the records of each part that was written. Reads all before
     it writes. Raises FastRCNNError when `output` holds files or is in the folder of a data set, for what read_data_sets
     refuses, for names that the format cannot hold, and when a file cannot be written.
     """
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise FastRCNNError(f"{output}: is there and not empty; name a new folder")
-    for dataset in [*config.data.train, *config.data.test]:
+    parts: dict[str, list[DataSetConfig]] = {part: getattr(config.data, part) for part in PARTS}
+    for dataset in (dataset for sets in parts.values() for dataset in sets):
         if output.resolve().is_relative_to(Path(dataset.root).resolve()):
             raise FastRCNNError(f"{output}: is in the folder of a data set, {dataset.root}; name one elsewhere")
-    parts = {"train": config.data.train, "test": config.data.test}
     records = {name: read_data_sets(sets, config.data, config.classes) for name, sets in parts.items() if sets}
-    first = {record.id: record.path for record in records.get("train", [])}
-    for record in records.get("test", []):
+    first: dict[str, Path] = {}
+    for record in (record for members in records.values() for record in members):
         if first.setdefault(record.id, record.path) != record.path:
             raise FastRCNNError(str(duplicate_id_problem(record.id, record.path, first[record.id])))
     for name, members in records.items():
-        pictures = WRITERS[format_name](members, config.classes, output, name)
+        pictures = WRITERS[format_name](members, config.classes, output, SPLITS[name])
         for record in members:
             _place(record, file_of(pictures, record.id, record.path.suffix), link)
     return records

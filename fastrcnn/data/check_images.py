@@ -1,5 +1,6 @@
 """What decoding every image tells: which cannot be read, which are turned, which are the same picture."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
@@ -15,7 +16,6 @@ from fastrcnn.files import file_digest
 from fastrcnn.images import image_orientation, read_image, used_range
 from fastrcnn.processes import cores, workers
 
-IN_BOTH = "image in train and test"
 TURNED = "EXIF rotation"
 
 
@@ -66,25 +66,38 @@ def _decode(path: Path) -> Pixels:
     return Pixels(file_digest(path), findings)
 
 
-def same_pictures(paths: dict[str, list[Path]], digests: Mapping[Path, bytes | None]) -> list[Problem]:
-    """Images with equal digests: an error between train and test, whose score would be a lie; else a remark.
+def in_two_parts(paths: dict[str, list[Path]], digests: Mapping[Path, bytes | None]) -> list[Problem]:
+    """Images with equal digests in two parts of the data; `paths` are those of each part, in the order of PARTS.
 
-    `paths` are those of each part, train and test.
+    An error where it is trained on, since its score would be a lie. A remark where the best weights are chosen on a
+    test image: its score is a little too good, and the user may want it so.
     """
     found = []
-    first: dict[str, dict[bytes, Path]] = {"train": {}, "test": {}}
-    for part in ("train", "test"):
-        for path in paths[part]:
+    for one, other in itertools.combinations(paths, 2):
+        first = {digests[path]: path for path in reversed(paths[one])}
+        trained = one == "train"
+        use = "is trained on" if trained else "helps to choose the best weights, so that its score is too good,"
+        for path in paths[other]:
+            if digests[path] is not None and digests[path] in first:
+                text = f"{use} as {first[digests[path]]}; take it out of data.{one} or data.{other}"
+                kind = f"image in {one} and {other}"
+                found.append(Problem(kind, path, None, text, "error" if trained else "noted"))
+    return found
+
+
+def same_pictures(paths: dict[str, list[Path]], digests: Mapping[Path, bytes | None]) -> list[Problem]:
+    """Images with equal digests in one part of the data; `paths` are those of each part."""
+    found = []
+    for part, members in paths.items():
+        first: dict[bytes, Path] = {}
+        for path in members:
             digest = digests[path]
             if digest is None:
                 continue
-            if part == "test" and digest in first["train"]:
-                text = f"is trained on as {first['train'][digest]}; take it out of data.train or data.test"
-                found.append(Problem(IN_BOTH, path, None, text))
-            if digest in first[part]:
-                text = f"is the same file as {first[part][digest]}; it counts twice in data.{part}"
+            if digest in first:
+                text = f"is the same file as {first[digest]}; it counts twice in data.{part}"
                 found.append(Problem("duplicate image", path, None, text, "noted"))
-            first[part].setdefault(digest, path)
+            first.setdefault(digest, path)
     return found
 
 

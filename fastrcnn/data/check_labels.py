@@ -1,4 +1,4 @@
-"""What the labels of a part of the data, train or test, tell without opening a file again.
+"""What the labels of a part of the data tell without opening a file again.
 
 Findings that are errors would make training or a score meaningless; the others are worth a look.
 """

@@ -1,5 +1,6 @@
 """Everything that is wrong, or worth a look, in a run's annotations, images and proposals, before any training."""
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,8 +11,8 @@ from fastrcnn.annotations.ids import distinct_ids
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.read import image_paths, read_data_set
 from fastrcnn.annotations.records import ImageRecord, class_index
-from fastrcnn.config import Config, DataSetConfig
-from fastrcnn.data.check_images import IN_BOTH, Pixels, as_problem, decode_all, other_labels, same_pictures
+from fastrcnn.config import PARTS, Config, DataSetConfig
+from fastrcnn.data.check_images import Pixels, as_problem, decode_all, in_two_parts, other_labels, same_pictures
 from fastrcnn.data.check_labels import label_findings
 from fastrcnn.data.check_proposals import (
     not_made_yet,
@@ -28,14 +29,12 @@ from fastrcnn.proposals.recall import Recall, proposal_recall
 
 log = logging.getLogger(__name__)
 
-PARTS = ("train", "test")
-
 
 @dataclass(frozen=True)
 class CheckedSet:
     """One data set: its readable images, and the recall of its proposals when they could be measured."""
 
-    part: str  # train | test
+    part: str  # of PARTS
     name: str
     records: list[ImageRecord]
     recall: Recall | None
@@ -68,7 +67,7 @@ def check(config: Config, processes: int | None = None) -> Report:
     digests = {path: seen.digest for path, seen in pixels.items()}
     findings = [finding for part in parts for finding in part.problems]
     findings += [finding for seen in pixels.values() for finding in seen.findings]
-    findings += same_pictures(paths, digests)
+    findings += [*in_two_parts(paths, digests), *same_pictures(paths, digests)]
     findings += other_labels([record for part in parts for record in part.records], digests)
     for part in parts:
         findings += label_findings(part.name, part.records, part.problems, config)
@@ -93,14 +92,18 @@ def readable(report: Report, part: str) -> list[ImageRecord]:
 
 
 def files_in_both(train: Sequence[ImageRecord], config: Config) -> list[Problem]:
-    """Images of data.train, read already, that data.test names too, by their paths; no test image is opened.
+    """Images that two parts of the data name, by their paths; `train` has been read already, no other is opened.
 
-    Raises FastRCNNError as image_paths does.
+    A data set that is not there yet is left out.
     """
-    test = [path for dataset in config.data.test for path in image_paths(dataset, config.data)]
-    paths = {"train": [record.path for record in train], "test": test}
+    paths = {"train": [record.path for record in train]}
+    for part in PARTS[1:]:
+        paths[part] = []
+        for dataset in getattr(config.data, part):
+            with contextlib.suppress(FastRCNNError):
+                paths[part] += image_paths(dataset, config.data)
     same: dict[Path, bytes | None] = {path: str(path.resolve()).encode() for part in paths.values() for path in part}
-    return [p for p in same_pictures(paths, same) if p.kind == IN_BOTH]
+    return in_two_parts(paths, same)
 
 
 # ---- annotations

@@ -8,7 +8,7 @@ from fastrcnn.annotations.ids import distinct_ids
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.annotations.records import ImageRecord
-from fastrcnn.config import Config, DataSetConfig
+from fastrcnn.config import PARTS, Config, DataSetConfig
 from fastrcnn.data.check_labels import nothing_labelled, refuse_errors
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals.fit import open_proposals
@@ -40,7 +40,7 @@ class _ReadSet:
 
 
 def propose(config: Config, processes: int | None = None) -> Iterator[ProposedSet]:
-    """Each data set of data.train and data.test, once its proposals are complete; several may share one file.
+    """Each data set of the run, once its proposals are complete; several may share one file.
 
     All annotations are read first. Raises FastRCNNError for what read_data_sets, make_proposals and open_proposals
     refuse, a data set that names no proposals, and a training set without objects.
@@ -61,7 +61,7 @@ def _sets_by_file(config: Config) -> dict[str, list[_ReadSet]]:
     by_path = defaultdict(list)
     labelled: list[ImageRecord] = []
     left_out: list[Problem] = []
-    for part in ("train", "test"):
+    for part in PARTS:
         for i, dataset in enumerate(getattr(config.data, part)):
             key = f"data.{part}.{i}"
             if not dataset.proposals:

@@ -17,7 +17,7 @@ from fastrcnn import boxes as box_ops
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.read import read_data_set
 from fastrcnn.annotations.records import ImageRecord, class_index
-from fastrcnn.config import Config
+from fastrcnn.config import PARTS, Config
 from fastrcnn.data.check_images import TURNED
 from fastrcnn.data.checks import CheckedSet, Report, readable
 from fastrcnn.data.image_set import ImageSet
@@ -34,7 +34,7 @@ BATCHES = 4
 SEEN_SIDE = 720  # pixels of a cell of the sheet of batches
 TARGET, FOREGROUND, BACKGROUND = (255, 255, 255), (40, 220, 60), (255, 140, 0)
 MOST_CLASSES = 40  # bars of a histogram
-PARTS = {"train": "tab:blue", "test": "tab:orange"}
+COLOURS = dict(zip(PARTS, ("tab:blue", "tab:green", "tab:orange"), strict=True))
 
 
 def write_sheets(report: Report, config: Config, folder: Path) -> list[Path]:
@@ -80,7 +80,7 @@ def _labelled(report: Report) -> list[tuple[ImageRecord, str]]:
     by_file: dict[Path, list[Problem]] = {}
     for problem in report.findings:
         by_file.setdefault(problem.file, []).append(problem)
-    records = [*readable(report, "train"), *readable(report, "test")]
+    records = [record for part in PARTS for record in readable(report, part)]
     random.Random(0).shuffle(records)
     found = {id(record): _of_record(record, by_file) for record in records}
     worst = sorted(
@@ -110,7 +110,7 @@ def _both_frames(report: Report, config: Config) -> list[tuple[ImageRecord, str]
     cells: dict[Path, list[tuple[ImageRecord, str]]] = {}
     for frame in ("upright", "stored") if turned else ():
         data = config.data.model_copy(update={"boxes_drawn_on": frame, "on_bad_box": "clip"})
-        for dataset in (*data.train, *data.test):
+        for dataset in (dataset for part in PARTS for dataset in getattr(data, part)):
             with contextlib.suppress(FastRCNNError):  # a set that cannot be read, as the report says
                 for record, _ in read_data_set(dataset, data, class_index(config.classes)):
                     if record is not None and record.path in turned and len(record.boxes):
@@ -174,7 +174,7 @@ def _as_seen(batch: Batch, classes: Sequence[str]) -> list[tuple[UInt8[np.ndarra
 
 
 def _write_histograms(report: Report, path: Path) -> None:
-    """Classes, box sizes, aspect ratios, and recall by size, of train and test."""
+    """Classes, box sizes, aspect ratios, and recall by size, of each part of the data."""
     figure = Figure(figsize=(16, 11), layout="constrained")
     FigureCanvasAgg(figure)
     (classes, sizes), (ratios, recall) = figure.subplots(2, 2)
@@ -188,7 +188,7 @@ def _write_histograms(report: Report, path: Path) -> None:
     for part, boxes in sides.items():
         if len(boxes):
             width, height = (boxes[:, 2:] - boxes[:, :2]).T
-            look = {"color": PARTS[part], "alpha": 0.6, "label": f"{part}: {len(boxes)}"}
+            look = {"color": COLOURS[part], "alpha": 0.6, "label": f"{part}: {len(boxes)}"}
             sizes.hist(np.sqrt(width * height).clip(1, 4096), side, **look)
             ratios.hist((width / height).clip(1 / 16, 16), ratio, **look)
     _style(sizes, "box size: side of a square of its area, image pixels", "objects")
@@ -212,12 +212,12 @@ def _draw_classes(axes: Axes, report: Report) -> None:
         part: Counter(k for s in report.sets if s.part == part for r in s.records for k in r.classes.tolist())
         for part in PARTS
     }
-    order = sorted(range(1, len(report.classes) + 1), key=lambda k: -counts["train"][k] - counts["test"][k])
+    order = sorted(range(1, len(report.classes) + 1), key=lambda k: -sum(count[k] for count in counts.values()))
     shown = order[:MOST_CLASSES]
     left = np.zeros(len(shown))
     for part, count in counts.items():
         objects = np.array([count[k] for k in shown])
-        axes.barh(range(len(shown)), objects, left=left, color=PARTS[part], alpha=0.8, label=part)
+        axes.barh(range(len(shown)), objects, left=left, color=COLOURS[part], alpha=0.8, label=part)
         left += objects
     axes.set_yticks(range(len(shown)), [f"{report.classes[k - 1]} {int(n)}" for k, n in zip(shown, left, strict=True)])
     axes.invert_yaxis()
@@ -234,7 +234,7 @@ def _boxes(report: Report, part: str) -> Float32[np.ndarray, "_ 4"]:
 def _draw_recall(axes: Axes, sets: Sequence[CheckedSet]) -> None:
     """The share of objects with a proposal of IoU 0.5, and 0.7, by size."""
     edges = 2.0 ** np.arange(0, 13)
-    for part, colour in PARTS.items():
+    for part, colour in COLOURS.items():
         measured = [s.recall for s in sets if s.part == part and s.recall is not None]
         if not measured:
             continue

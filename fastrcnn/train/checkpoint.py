@@ -21,7 +21,7 @@ KEEP = 2  # if the newest is damaged, the one before takes its place
 # that the files may have moved.
 FREE_SETTINGS = (
     *("train", "test", "output", "device", "cache_features", "feature_cache"),
-    *("data.workers", "data.train", "data.test", "solver.max_iterations"),
+    *("data.workers", *(f"data.{part}" for part in configs.PARTS), "solver.max_iterations"),
     "proposals.max_per_image",  # the boxes themselves are in the digest of the data
 )
 

@@ -123,8 +123,7 @@ def _open_data(config: Config, problems: list[Problem]) -> tuple[ImageSet, Surve
     findings = [*label_findings("train", images.records, problems, config), *survey.findings]
     refuse_errors(findings)
     log_problems(findings)
-    with contextlib.suppress(FastRCNNError):  # the test sets need not be there yet
-        log_problems(files_in_both(images.records, config))
+    log_problems(files_in_both(images.records, config))
     return images.for_training(config.data), survey
 
 

@@ -1,6 +1,8 @@
 """What several tests share: a small made data set with proposals, and a configuration that learns it in seconds."""
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jaxtyping
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from pages import CHROMIUM, Browser
 
 from fastrcnn import config as configs
 from fastrcnn.annotations.read import read_data_sets
@@ -69,3 +72,13 @@ def tree(shapes, tmp_path) -> dict:
         "train": {"log_every": 2, "checkpoint_every": 3},
         "output": str(tmp_path / "run"),
     }
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    """A headless Chromium; without one, the test is skipped."""
+    if not CHROMIUM or sys.platform == "win32":
+        pytest.skip("looks at a page in Chromium, which is not installed (Debian: apt-get install chromium)")
+    started = Browser(tmp_path_factory.mktemp("chromium"))
+    yield started
+    started.close()

@@ -45,7 +45,9 @@ def test_the_wheel_holds_every_module_tool_and_configuration(installed):
     folders = {"fastrcnn": "fastrcnn", "tools": "fastrcnn/tools", "configs": "fastrcnn/configs"}
     for folder, inside in folders.items():
         wanted = {
-            p.relative_to(REPO / folder) for p in (REPO / folder).rglob("*") if p.suffix in (".py", ".yaml", ".json")
+            p.relative_to(REPO / folder)
+            for p in (REPO / folder).rglob("*")
+            if p.suffix in (".py", ".yaml", ".json", ".html")
         }
         assert wanted
         missing = [str(path) for path in sorted(wanted) if not (installed / inside / path).is_file()]

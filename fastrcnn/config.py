@@ -290,6 +290,13 @@ class DetectionConfig(Section, title="test"):
     """Detections that score less are dropped; this and max_detections as in py-faster-rcnn, lib/fast_rcnn/test.py."""
     max_detections: Count = 100
     """Per image, over all classes."""
+    soft_nms: Literal["linear", "gaussian"] | None = None
+    """Instead of dropping what overlaps a better detection, lower its score (Bodla et al. 2017): times 1 - IoU from
+    nms_iou on, or times exp(-IoU^2 / 0.5), whatever nms_iou is; dropped is what falls to score_threshold, so set that
+    low, as 0.001. null: drop."""
+    box_voting: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Each detection gets the mean, weighted by score, of all boxes of its class that overlap it by this IoU or more
+    (Gidaris and Komodakis 2015, section 4, with 0.5); its score stays. null: no voting."""
     ap_rule: Literal["11point", "area"] = "11point"
     """11point: VOC 2007 to 2009; area: VOC 2010 and later."""
 

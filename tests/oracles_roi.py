@@ -45,15 +45,21 @@ def iou_oracle(a, b) -> float:
     return intersection / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection)
 
 
+def candidates_oracle(scores, boxes, score_threshold) -> list[tuple[int, int]]:
+    """The (RoI, class) of each box that may be a detection."""
+    return [
+        (r, k)
+        for r in range(len(scores))
+        for k in range(1, scores.shape[1])
+        if scores[r, k] > score_threshold and boxes[r, k, 2] > boxes[r, k, 0] and boxes[r, k, 3] > boxes[r, k, 1]
+    ]
+
+
 def select_detections_oracle(scores, boxes, score_threshold, nms_iou, max_detections) -> list[tuple[int, int]]:
     """The (RoI, class) of each detection, best first: greedy suppression of one class after the other."""
     kept = []
     for k in range(1, scores.shape[1]):
-        candidates = [
-            r
-            for r in range(len(scores))
-            if scores[r, k] > score_threshold and boxes[r, k, 2] > boxes[r, k, 0] and boxes[r, k, 3] > boxes[r, k, 1]
-        ]
+        candidates = [r for r, c in candidates_oracle(scores, boxes, score_threshold) if c == k]
         winners = []
         for r in sorted(candidates, key=lambda r: (-scores[r, k], r)):
             overlaps = [iou_oracle(boxes[r, k].tolist(), boxes[w, k].tolist()) for w in winners]
@@ -61,3 +67,31 @@ def select_detections_oracle(scores, boxes, score_threshold, nms_iou, max_detect
                 winners.append(r)
         kept += [(r, k) for r in winners]
     return sorted(kept, key=lambda pair: (-scores[pair], pair))[:max_detections]
+
+
+def soft_nms_oracle(scores, boxes, score_threshold, nms_iou, max_detections, kind) -> list[tuple[int, int, float]]:
+    """(RoI, class, score) of each detection, best first: figure 2 of Bodla et al., one class after the other."""
+    found = []
+    for k in range(1, scores.shape[1]):
+        left = {r: float(scores[r, k]) for r, c in candidates_oracle(scores, boxes, score_threshold) if c == k}
+        while left:
+            best = min(left, key=lambda r: (-left[r], r))
+            found.append((best, k, left.pop(best)))
+            for r in left:
+                overlap = iou_oracle(boxes[r, k].tolist(), boxes[best, k].tolist())
+                if kind == "gaussian":
+                    left[r] *= math.exp(-overlap * overlap / 0.5)
+                elif overlap >= nms_iou:
+                    left[r] *= 1 - overlap
+    found = [one for one in found if one[2] > score_threshold]
+    return sorted(found, key=lambda one: (-one[2], one[:2]))[:max_detections]
+
+
+def vote_oracle(scores, boxes, score_threshold, box_voting, roi, k) -> list[float]:
+    """The box of detection (roi, k) after voting."""
+    total, weights = [0.0] * 4, 0.0
+    for r, c in candidates_oracle(scores, boxes, score_threshold):
+        if c == k and iou_oracle(boxes[r, c].tolist(), boxes[roi, k].tolist()) >= box_voting:
+            weights += float(scores[r, c])
+            total = [t + float(scores[r, c]) * x for t, x in zip(total, boxes[r, c].tolist(), strict=True)]
+    return [t / weights for t in total]

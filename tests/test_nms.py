@@ -1,10 +1,13 @@
 """The choice of detections against a loop that goes class by class, and by hand."""
 
+import math
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles_roi import select_detections_oracle
+from oracles_roi import select_detections_oracle, soft_nms_oracle, vote_oracle
 
 from fastrcnn.detect.nms import select_detections
 
@@ -103,14 +106,90 @@ def test_more_candidates_than_fit_one_call_with_offsets():
 COORDINATE = st.one_of(st.integers(0, 20).map(float), st.just(0.0), st.floats(2**-15, 1000, width=32))
 
 
-@given(st.data())
-@settings(deadline=None, max_examples=150)
-def test_is_the_class_by_class_loop_bit_for_bit(data):
-    rois, classes = data.draw(st.integers(0, 8)), data.draw(st.integers(2, 4))
+SCORE = st.integers(0, 16).map(lambda v: v / 16)
+
+
+@st.composite
+def rows(draw, coordinate=COORDINATE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and boxes of up to 8 RoIs and 2 to 4 classes."""
+    rois, classes = draw(st.integers(0, 8)), draw(st.integers(2, 4))
     count = rois * classes
-    box = st.tuples(*[COORDINATE] * 4)
-    boxes = np.array(data.draw(st.lists(box, min_size=count, max_size=count)), np.float32).reshape(rois, classes, 4)
-    score = st.integers(0, 16).map(lambda v: v / 16)
-    scores = np.array(data.draw(st.lists(score, min_size=count, max_size=count)), np.float32).reshape(rois, classes)
-    nms_iou = data.draw(st.sampled_from([0.0, 0.1, 0.3, 0.5, 1.0]))
-    check(torch.from_numpy(scores), torch.from_numpy(boxes), 0.05, nms_iou, data.draw(st.integers(1, 20)))
+    boxes = draw(st.lists(st.tuples(*[coordinate] * 4), min_size=count, max_size=count))
+    scores = draw(st.lists(SCORE, min_size=count, max_size=count))
+    shape = (rois, classes)
+    return torch.tensor(scores).reshape(shape), torch.tensor(boxes, dtype=torch.float32).reshape(*shape, 4)
+
+
+@given(rows(), st.sampled_from([0.0, 0.1, 0.3, 0.5, 1.0]), st.integers(1, 20))
+@settings(deadline=None, max_examples=150)
+def test_is_the_class_by_class_loop_bit_for_bit(rows, nms_iou, count):
+    check(*rows, 0.05, nms_iou, count)
+
+
+def test_soft_nms_by_hand():
+    # IoU with the first box: 0.25 and 0.6; of the second with the third 2 / 14.
+    scores, boxes = one_class([[0, 0, 10, 10], [0, 6, 10, 16], [0, 0, 10, 6]], [0.9, 0.8, 0.7])
+    chosen, _, found = select_detections(scores, boxes, 0.001, 0.3, 100, "linear")
+    assert chosen.tolist() == [[0, 0, 10, 10], [0, 6, 10, 16], [0, 0, 10, 6]]
+    assert found.tolist() == pytest.approx([0.9, 0.8, 0.7 * 0.4])  # 0.25 < 0.3 lowers nothing
+    assert len(select_detections(scores, boxes, 0.28, 0.3, 100, "linear")[0]) == 2  # fell to the threshold
+    assert len(select_detections(scores, boxes, 0.001, 0.3, 1, "linear")[0]) == 1
+    scores, boxes = one_class([[0, 0, 10, 10], [0, 6, 10, 16]], [0.9, 0.8])
+    found = select_detections(scores, boxes, 0.001, 0.3, 100, "gaussian")[2]
+    assert found.tolist() == pytest.approx([0.9, 0.8 * math.exp(-(0.25**2) / 0.5)])
+
+
+@given(rows(), st.sampled_from([0.1, 0.3, 0.5]), st.integers(1, 20), st.sampled_from([0.001, 0.05, 0.3]))
+@settings(deadline=None, max_examples=150)
+def test_soft_nms_is_its_loop(rows, nms_iou, count, threshold):
+    """Linear in order; Gaussian all of them, as another exp may rank what is nearly equal otherwise."""
+    scores, boxes = rows
+    expected = soft_nms_oracle(scores.numpy(), boxes.numpy(), threshold, nms_iou, count, "linear")
+    got = select_detections(scores, boxes, threshold, nms_iou, count, "linear")
+    assert got[0].tolist() == [boxes[r, k].tolist() for r, k, _ in expected]
+    assert got[1].tolist() == [k for _, k, _ in expected]
+    assert got[2].tolist() == [np.float32(score) for *_, score in expected]
+    expected = soft_nms_oracle(scores.numpy(), boxes.numpy(), threshold, nms_iou, 100, "gaussian")
+    got = select_detections(scores, boxes, threshold, nms_iou, 100, "gaussian")
+    assert sorted(got[2].tolist()) == pytest.approx(sorted(score for *_, score in expected), rel=1e-6)
+    assert sorted(got[0].tolist()) == sorted(boxes[r, k].tolist() for r, k, _ in expected)
+
+
+@given(st.lists(SCORE, min_size=1, max_size=9), st.sampled_from(["linear", "gaussian"]), st.integers(1, 9))
+def test_soft_nms_of_boxes_apart_is_hard_nms(scores, kind, count):
+    scores, boxes = one_class([[10 * i, 0, 10 * i + 10, 7] for i in range(len(scores))], scores)
+    hard = select_detections(scores, boxes, 0.05, 0.3, count)
+    soft = select_detections(scores, boxes, 0.05, 0.3, count, kind)
+    assert all(torch.equal(a, b) for a, b in zip(hard, soft, strict=True))
+
+
+def test_voting_by_hand():
+    # IoU with the winner: 0.6 (votes), 0.25 (an object of its own); another class and a low score have no vote.
+    boxes = [[0, 0, 10, 10], [0, 0, 10, 6], [0, 6, 10, 16], [0, 0, 10, 9], [0, 0, 10, 8]]
+    scores, boxes = one_class(boxes, [0.75, 0.25, 0.5, 0.0, 0.03125])
+    scores, boxes = torch.cat((scores, scores[:, :1]), dim=1), torch.cat((boxes, boxes[:, :1]), dim=1)
+    scores[:, 2] = torch.tensor([0, 0, 0, 0.125, 0])
+    chosen, classes, found = select_detections(scores, boxes, 0.05, 0.3, 100, box_voting=0.5)
+    assert chosen.tolist() == [[0, 0, 10, 9], [0, 6, 10, 16], [0, 0, 10, 9]]
+    assert classes.tolist() == [1, 1, 2] and found.tolist() == [0.75, 0.5, 0.125]
+
+
+@given(rows(st.integers(0, 20).map(float)), st.sampled_from([0.3, 0.5, 1.0]), st.sampled_from([None, "linear"]))
+@settings(deadline=None, max_examples=150)
+def test_voting_is_its_loop_and_moves_boxes_only(rows, least, soft):
+    scores, boxes = rows
+    plain = select_detections(scores, boxes, 0.05, 0.4, 10, soft)
+    voted = select_detections(scores, boxes, 0.05, 0.4, 10, soft, least)
+    assert torch.equal(voted[1], plain[1]) and torch.equal(voted[2], plain[2])
+    for box, k, got in zip(plain[0], plain[1].tolist(), voted[0], strict=True):
+        roi = (boxes[:, k] == box).all(dim=1).nonzero()[0].item()
+        assert got.tolist() == pytest.approx(vote_oracle(scores, boxes, 0.05, least, roi, k), rel=1e-6)
+    if least == 1:
+        assert torch.equal(voted[0], plain[0])
+
+
+@given(st.tuples(*[COORDINATE] * 4), st.floats(0.125, 1, width=32), st.integers(1, 3))
+def test_voting_of_one_box_changes_nothing(box, score, copies):
+    scores, boxes = one_class([box] * copies, [score] * copies)
+    plain, voted = (select_detections(scores, boxes, 0.05, 0.3, 100, box_voting=iou) for iou in (None, 0.5))
+    assert torch.equal(plain[0], voted[0])

@@ -86,7 +86,8 @@ class Detector:
             proposals = selective_search(pixels, image_id, self.config.proposals)
         scores, boxes = self.classify(pixels, as_rois(proposals).to(self.device))
         test = self.config.test
-        kept = select_detections(scores, boxes, test.score_threshold, test.nms_iou, test.max_detections)
+        limits = (test.score_threshold, test.nms_iou, test.max_detections)
+        kept = select_detections(scores, boxes, *limits, test.soft_nms, test.box_voting)
         found, classes, best = (part.cpu().numpy() for part in kept)
         return Detections(found, classes, best, tuple(self.config.classes))
 

@@ -71,3 +71,27 @@ def recall_oracle(proposals, objects, threshold):
                 found += 1
                 break
     return found
+
+
+def resampled_oracle(detections, ground_truth, class_count, weights, metric):
+    """AP [B, K] of resamples made for real: an image drawn twice becomes two images. Column 0 is the mean.
+
+    Scores become ranks first, so that ties keep the order they have in the whole set.
+    """
+    order = sorted(range(len(detections.scores)), key=lambda d: (-detections.scores[d], int(detections.images[d]), d))
+    ranks = np.empty(len(order), np.float32)
+    ranks[order] = -np.arange(len(order), dtype=np.float32)
+    result = []
+    for row in weights:
+        copies = [image for image, times in enumerate(row.tolist()) for _ in range(times)]
+        found = [(new, d) for new, image in enumerate(copies) for d in np.flatnonzero(detections.images == image)]
+        objects = [(new, g) for new, image in enumerate(copies) for g in np.flatnonzero(ground_truth.images == image)]
+        new, d = np.array(found, np.int64).reshape(-1, 2).T
+        drawn = type(detections)(new, detections.classes[d], ranks[d], detections.boxes[d])
+        new, g = np.array(objects, np.int64).reshape(-1, 2).T
+        truth = type(ground_truth)(new, ground_truth.classes[g], ground_truth.boxes[g], ground_truth.difficult[g])
+        ap = voc_ap_oracle(drawn, truth, class_count, metric=metric)
+        present = ap[~np.isnan(ap)]
+        ap[0] = present.mean() if len(present) else np.nan
+        result.append(ap)
+    return np.array(result)

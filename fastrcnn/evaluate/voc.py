@@ -13,7 +13,7 @@ Shapes: D detections, G objects, K classes with background.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64, Real
+from jaxtyping import Bool, Float64, Int64, Real
 
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
@@ -57,6 +57,29 @@ def evaluate(
     """
     if metric not in ("11point", "area"):
         raise FastRCNNError(f"metric is {metric!r}; it must be 11point or area")
+    order, right = match(detections, ground_truth, class_count, iou_threshold)
+    objects = np.bincount(ground_truth.classes[~ground_truth.difficult], minlength=class_count)
+    ap = np.full(class_count, np.nan)
+    precision, recall = [], []
+    counted = np.bincount(detections.classes[order], minlength=class_count)
+    for k, hits in enumerate(np.split(right, np.cumsum(counted)[:-1])):
+        true_positives = np.cumsum(hits) if objects[k] else np.empty(0, dtype=np.int64)
+        precision.append(true_positives / np.arange(1, len(true_positives) + 1))
+        recall.append(true_positives / max(objects[k], 1))
+        if objects[k]:
+            ap[k] = _average_precision(true_positives, precision[k], int(objects[k]), metric)
+    counts = np.bincount(detections.classes, minlength=class_count)
+    return VOCResult(metric, ap, objects, counts, precision, recall)
+
+
+def match(
+    detections: DetectionRows, ground_truth: ObjectRows, class_count: int, iou_threshold: float = 0.5
+) -> tuple[Int64[np.ndarray, "M"], Bool[np.ndarray, "M"]]:
+    """The rows of the M detections that count, by class, then by falling score, and which of them are right.
+
+    Those on difficult objects do not count: they move neither precision nor recall. What is right in an image depends
+    on that image alone. Raises FastRCNNError as evaluate does.
+    """
     if not 0 < iou_threshold <= 1:
         raise FastRCNNError(f"iou_threshold is {iou_threshold}; it must be above 0 and at most 1")
     for what, classes in (("detection", detections.classes), ("object", ground_truth.classes)):
@@ -78,20 +101,8 @@ def evaluate(
     right[hits[first]] = True
     counted = np.ones(len(order), dtype=bool)
     counted[hits[ground_truth.difficult[best[hits]]]] = False
-
-    objects = np.bincount(ground_truth.classes[~ground_truth.difficult], minlength=class_count)
-    counts = np.bincount(detections.classes, minlength=class_count)
-    ap = np.full(class_count, np.nan)
-    precision, recall = [], []
-    for k, members in enumerate(np.split(order, np.cumsum(counts)[:-1])):
-        # 0 / 0 at a detection on a difficult object that comes first would be NaN: the curve leaves these out, as
-        # they move neither precision nor recall.
-        true_positives = np.cumsum(right[members[counted[members]]]) if objects[k] else np.empty(0, dtype=np.int64)
-        precision.append(true_positives / np.arange(1, len(true_positives) + 1))
-        recall.append(true_positives / max(objects[k], 1))
-        if objects[k]:
-            ap[k] = _average_precision(true_positives, precision[k], int(objects[k]), metric)
-    return VOCResult(metric, ap, objects, counts, precision, recall)
+    order = order[counted[order]]
+    return order, right[order]
 
 
 def _best_objects(

@@ -8,7 +8,7 @@ from oracles_evaluate import resampled_oracle
 from test_voc import BOX, FAR, detections, ground_truth, scenes
 
 from fastrcnn.evaluate.compare import Interval, draw, interval, resampled_ap, verdict
-from fastrcnn.evaluate.voc import evaluate
+from fastrcnn.evaluate.voc import evaluate, match
 
 METRICS = pytest.mark.parametrize("metric", ["11point", "area"])
 
@@ -78,8 +78,9 @@ def test_interval_is_the_middle_95_percent_around_the_sets_own_value():
 def test_a_pair_is_told_apart_where_each_alone_is_not():
     """B finds what A finds and a little more: their own intervals overlap, that of the difference excludes 0."""
     found, objects = made(images=150)
-    fewer = np.arange(len(found.scores)) % 8 > 0
-    worse = type(found)(*(column[fewer] for column in vars(found).values()))
+    order, right = match(found, objects, 4)
+    kept = np.setdiff1d(np.arange(len(found.scores)), order[right][::8])
+    worse = type(found)(*(column[kept] for column in vars(found).values()))
     weights = draw(150, 400)
     a, b = (resampled_ap(rows, objects, 4, weights)[:, 0] for rows in (worse, found))
     assert interval(a).high > interval(b).low and interval(b - a).excludes_zero

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def load(weights: "str | Path", device: str = "auto", precision: str | None = None) -> "Detector":
-    """A detector from a weights file, which is all it needs; a run's folder or a checkpoint will do.
+    """A detector from a weights file, which is all it needs; a run's folder or a checkpoint will do, and an ONNX file
+    of tools/export.py, which runs on the CPU in float32.
 
     On Linux, set the environment variable THP_MEM_ALLOC_ENABLE=1 before torch is imported, as the tools do: large
     tensors then lie in huge pages, and convolutions take 8 % less time.
@@ -24,9 +25,12 @@ def load(weights: "str | Path", device: str = "auto", precision: str | None = No
     or not a weights file, and a device that is not there.
     """
     from fastrcnn.detect.detector import Detector
+    from fastrcnn.detect.onnx_detector import SUFFIX, load_onnx
     from fastrcnn.device import choose_device
     from fastrcnn.model.weights import load_model
 
+    if str(weights).lower().endswith(SUFFIX):
+        return load_onnx(weights, device, precision)
     place = choose_device(device)
     model, config = load_model(weights, precision)
     return Detector(model, config, place)

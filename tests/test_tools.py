@@ -20,7 +20,19 @@ from fastrcnn.evaluate import run as testing
 from fastrcnn.journal import Journal
 
 REPO = Path(__file__).parent.parent
-TOOLS = ("proposals", "check_data", "train", "test", "compress", "detect", "convert", "configs", "bench", "demo")
+TOOLS = (
+    "proposals",
+    "check_data",
+    "train",
+    "test",
+    "compress",
+    "detect",
+    "export",
+    "convert",
+    "configs",
+    "bench",
+    "demo",
+)
 
 
 def run(tool, *args, cwd, code=0):

@@ -46,7 +46,7 @@ class Detector:
             raise FastRCNNError(
                 f"the configuration has {len(config.classes)} classes, the model {model.num_classes - 1}; give its own"
             )
-        self.config, self.device = config, device
+        self.config, self.device, self.precision = config, device, model.precision
         self.model = _copied(model, device)
 
     @overload
@@ -100,19 +100,18 @@ class Detector:
         settings = self.config.image
         scales = [image_scale(width, height, side, settings.test_long_side) for side in settings.test_short_side]
         level = nearest_scale(rois, scales)
-        scores = rois.new_zeros(len(rois), self.model.num_classes)
-        deltas = rois.new_zeros(len(rois), 4 * self.model.num_classes)
+        scores = rois.new_zeros(len(rois), len(self.config.classes) + 1)
+        boxes = rois.new_zeros(*scores.shape, 4)
         for index, scale in enumerate(scales):
             chosen = (level == index).nonzero().squeeze(1)
             if len(chosen):
-                scores[chosen], deltas[chosen] = self._one_scale(image, rois[chosen], scale)
-        boxes = box_ops.clip(box_ops.decode(rois, deltas), width, height)
-        return scores.softmax(dim=1), boxes
+                scores[chosen], boxes[chosen] = self._one_scale(image, rois[chosen], scale)
+        return scores, box_ops.clip(boxes, width, height)
 
     def _one_scale(
         self, image: UInt8[np.ndarray, "H W 3"], rois: Float32[Tensor, "R 4"], scale: float
-    ) -> tuple[Float32[Tensor, "R K"], Float32[Tensor, "R 4*K"]]:
-        """Raw scores and deltas of RoIs looked at in one scale."""
+    ) -> tuple[Float32[Tensor, "R K"], Float32[Tensor, "R K 4"]]:
+        """Probabilities of RoIs looked at in one scale, and boxes that are not clipped yet."""
         model, normalisation = self.model, self.model.normalisation
         pixels = prepare_image(image, scale, normalisation.mean, normalisation.std).to(self.device)
         features = model.features([pixels])
@@ -122,7 +121,7 @@ class Detector:
         chunks = pool_for_inference(features, [projected[distinct]], model.config.pool_size, 1 / model.stride)
         parts = [model.siblings(model.fully_connected(pooled)) for pooled in chunks]
         scores, deltas = (torch.cat(part)[inverse] for part in zip(*parts, strict=True))
-        return scores, deltas
+        return scores.softmax(dim=1), box_ops.decode(rois, deltas)
 
 
 def _copied(model: FastRCNN, device: torch.device) -> FastRCNN:

@@ -119,7 +119,7 @@ def _detect_and_draw(
 def _journal(detector: Detector, output: Path, inputs: Sequence[Path] | None, score: float) -> Journal[Item]:
     """The pictures that an earlier call finished with the same inputs and settings; without inputs, none."""
     same = secrets.token_hex() if inputs is None else [file_digest(path).hex() for path in inputs]
-    settings = detection_settings(detector.config) | {"precision": detector.model.precision}
+    settings = detection_settings(detector.config) | {"precision": detector.precision}
     return Journal(
         output / JOURNAL_NAME,
         {"inputs": same, "score": score, **settings},

@@ -56,7 +56,8 @@ def resampled_ap(
     compare the same classes; to keep it in, each class would have to be drawn apart, and an image holds several.
     Memory: some 40 bytes times B times T of the largest class. Raises FastRCNNError as evaluate does.
     """
-    order, right = match(detections, ground_truth, class_count)
+    matching = match(detections, ground_truth, class_count)
+    order, right = matching.order, matching.right[matching.order]
     ap = np.full((len(weights), class_count), np.nan)
     by_image = np.ascontiguousarray(weights.T)
     for k in range(1, class_count):

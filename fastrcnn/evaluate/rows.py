@@ -19,6 +19,7 @@ from fastrcnn.errors import FastRCNNError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", DetectedImage, ImageRecord)
+Rows = TypeVar("Rows", "DetectionRows", "ObjectRows")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class ObjectRows:
         _check_rows("object", self.images, self.classes, self.boxes, self.difficult)
         if self.difficult.dtype != np.bool_:
             raise FastRCNNError(f"difficult flags must be bool, not {self.difficult.dtype}")
+
+
+def chosen_rows(rows: Rows, chosen: np.ndarray) -> Rows:
+    """Some of the rows, by a mask or indices."""
+    return type(rows)(*(column[chosen] for column in vars(rows).values()))
 
 
 def join(

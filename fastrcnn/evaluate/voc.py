@@ -7,16 +7,26 @@ Half-open boxes make the IoU equal to the kit's +1 arithmetic on inclusive ones.
 
 The kit leaves equal scores to the sort. Here they go by image index, then by position in the arrays.
 
-Shapes: D detections, G objects, K classes with background.
+Shapes: D detections, M of them that count, G objects, K classes with background.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Real
+from jaxtyping import Bool, Float64, Int, Int64
 
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.evaluate.overlaps import overlaps
 from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What becomes of the detections. What is right in an image depends on that image alone."""
+
+    order: Int64[np.ndarray, "M"]  # those that count, all but those on difficult objects: by falling score
+    right: Bool[np.ndarray, "D"]
+    object: Int64[np.ndarray, "D"]  # of its class that it overlaps most; -1 where that is below the IoU threshold
 
 
 @dataclass(frozen=True)
@@ -52,33 +62,27 @@ def evaluate(
     """Precision, recall and average precision of each class.
 
     class_count is K. metric: `11point` is the mean of the best precision at recall >= 0, 0.1, ... 1 (VOC 2007 to 2009),
-    `area` the area under the curve made non-increasing (VOC 2010 and later). Memory grows with D + G + K * N, not
-    with D * G. Raises FastRCNNError for a class outside 1..K-1 and an impossible threshold or metric.
+    `area` the area under the curve made non-increasing (VOC 2010 and later). Raises FastRCNNError for a class outside
+    1..K-1 and an impossible threshold or metric.
     """
     if metric not in ("11point", "area"):
         raise FastRCNNError(f"metric is {metric!r}; it must be 11point or area")
-    order, right = match(detections, ground_truth, class_count, iou_threshold)
+    matching = match(detections, ground_truth, class_count, iou_threshold)
     objects = np.bincount(ground_truth.classes[~ground_truth.difficult], minlength=class_count)
-    ap = np.full(class_count, np.nan)
-    precision, recall = [], []
-    counted = np.bincount(detections.classes[order], minlength=class_count)
-    for k, hits in enumerate(np.split(right, np.cumsum(counted)[:-1])):
-        true_positives = np.cumsum(hits) if objects[k] else np.empty(0, dtype=np.int64)
-        precision.append(true_positives / np.arange(1, len(true_positives) + 1))
-        recall.append(true_positives / max(objects[k], 1))
-        if objects[k]:
-            ap[k] = _average_precision(true_positives, precision[k], int(objects[k]), metric)
     counts = np.bincount(detections.classes, minlength=class_count)
-    return VOCResult(metric, ap, objects, counts, precision, recall)
+    hits = cumulated_hits(detections.classes[matching.order], matching.right[matching.order], class_count)
+    hits = [column if n else column[:0] for column, n in zip(hits, objects, strict=True)]
+    precision = [column / np.arange(1, len(column) + 1) for column in hits]
+    recall = [column / max(n, 1) for column, n in zip(hits, objects, strict=True)]
+    return VOCResult(metric, average_precisions(hits, objects, metric), objects, counts, precision, recall)
 
 
 def match(
     detections: DetectionRows, ground_truth: ObjectRows, class_count: int, iou_threshold: float = 0.5
-) -> tuple[Int64[np.ndarray, "M"], Bool[np.ndarray, "M"]]:
-    """The rows of the M detections that count, by class, then by falling score, and which of them are right.
+) -> Matching:
+    """Which detections are right. Those on difficult objects do not count: they move neither precision nor recall.
 
-    Those on difficult objects do not count: they move neither precision nor recall. What is right in an image depends
-    on that image alone. Raises FastRCNNError as evaluate does.
+    Raises FastRCNNError as evaluate does.
     """
     if not 0 < iou_threshold <= 1:
         raise FastRCNNError(f"iou_threshold is {iou_threshold}; it must be above 0 and at most 1")
@@ -89,66 +93,42 @@ def match(
                 f"{what} {outside[0] + 1} has class {classes[outside[0]]}; with {class_count} classes it must be in "
                 f"1..{class_count - 1} (0 is background)"
             )
-
-    best, overlap = _best_objects(detections, ground_truth, class_count)
-    # lexsort takes the last key first and is stable: falling score, then image, then position in the arrays.
-    order = np.lexsort((detections.images, -detections.scores))
-    small = np.min_scalar_type(class_count)  # numpy sorts integers of 8 and 16 bits by radix, in linear time
-    order = order[np.argsort(detections.classes[order].astype(small), kind="stable")]
-    hits = order[overlap[order] >= iou_threshold]
+    best, _ = overlaps(detections, ground_truth, iou_threshold, one_class=True).best(len(detections.scores))
+    order = by_score(detections)
+    order = order[~np.append(ground_truth.difficult, False)[best[order]]]  # [-1] of those without an object
+    hits = order[best[order] >= 0]
     _, first = np.unique(best[hits], return_index=True)  # of each object, the hit of highest score
-    right = np.zeros(len(order), dtype=bool)
+    right = np.zeros(len(best), dtype=bool)
     right[hits[first]] = True
-    counted = np.ones(len(order), dtype=bool)
-    counted[hits[ground_truth.difficult[best[hits]]]] = False
-    order = order[counted[order]]
-    return order, right[order]
+    return Matching(order, right, best)
 
 
-def _best_objects(
-    detections: DetectionRows, ground_truth: ObjectRows, class_count: int
-) -> tuple[Int64[np.ndarray, "D"], Float64[np.ndarray, "D"]]:
-    """For each detection the object of its image and class that it overlaps most, and their IoU.
-
-    Where nothing overlaps, the IoU is 0 and the object means nothing.
-    """
-    # Objects of one image and class form a group. The loop runs over the rank of an object in its group: the first
-    # objects of all groups at once, then the second ones. It ends with the largest group, some 40 in VOC.
-    key = ground_truth.images * class_count + ground_truth.classes
-    detection_key = detections.images * class_count + detections.classes
-    members = np.argsort(key, kind="stable")
-    size = np.bincount(key, minlength=detection_key.max(initial=-1) + 1)
-    start = np.cumsum(size) - size
-    best = np.zeros(len(detection_key), dtype=np.int64)
-    overlap = np.zeros(len(detection_key))
-    rows = np.flatnonzero(size[detection_key])
-    for rank in range(size.max(initial=0)):
-        rows = rows[size[detection_key[rows]] > rank]
-        candidates = members[start[detection_key[rows]] + rank]
-        iou = _iou_by_row(detections.boxes[rows], ground_truth.boxes[candidates])
-        better = iou > overlap[rows]  # strict: of equal overlaps the first object stays, as in VOCevaldet.m
-        best[rows[better]] = candidates[better]
-        overlap[rows[better]] = iou[better]
-    return best, overlap
+def by_score(detections: DetectionRows) -> Int64[np.ndarray, "D"]:
+    """The detections in the order in which they are taken."""
+    return np.lexsort((detections.images, -detections.scores))  # the last key first; stable
 
 
-def _iou_by_row(a: Real[np.ndarray, "n 4"], b: Real[np.ndarray, "n 4"]) -> Float64[np.ndarray, "n"]:
-    """IoU of row i of `a` with row i of `b`; empty boxes overlap nothing.
-
-    In float64, so that whole pixels give the exact quotient's nearest number and IoU 0.5 is 0.5.
-    """
-    ax1, ay1, ax2, ay2 = a.T.astype(np.float64)
-    bx1, by1, bx2, by2 = b.T.astype(np.float64)
-    width = (np.minimum(ax2, bx2) - np.maximum(ax1, bx1)).clip(min=0)
-    intersection = width * (np.minimum(ay2, by2) - np.maximum(ay1, by1)).clip(min=0)
-    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=intersection > 0)
+def cumulated_hits(
+    classes: Int[np.ndarray, "n"], right: Bool[np.ndarray, "n"], class_count: int
+) -> list[Int64[np.ndarray, "_"]]:
+    """For each of K classes, how many of its first 1, 2, ... detections are right; they come by falling score."""
+    small = np.min_scalar_type(class_count)  # numpy sorts integers of 8 and 16 bits by radix, in linear time
+    by_class = np.argsort(classes.astype(small), kind="stable")
+    ends = np.cumsum(np.bincount(classes, minlength=class_count))[:-1]
+    return [np.cumsum(right[members]) for members in np.split(by_class, ends)]
 
 
-def _average_precision(
-    true_positives: Int64[np.ndarray, "n"], precision: Float64[np.ndarray, "n"], objects: int, metric: str
-) -> float:
-    """AP of one class from its cumulative counts of right detections and its precision."""
+def average_precisions(
+    hits: list[Int64[np.ndarray, "_"]], objects: Int64[np.ndarray, "K"], metric: str
+) -> Float64[np.ndarray, "K"]:
+    """AP of each class from cumulated_hits; NaN for a class without objects."""
+    ap = [_average_precision(column, int(n), metric) if n else np.nan for column, n in zip(hits, objects, strict=True)]
+    return np.array(ap, np.float64)
+
+
+def _average_precision(true_positives: Int64[np.ndarray, "n"], objects: int, metric: str) -> float:
+    """AP of one class from its cumulative counts of right detections."""
+    precision = true_positives / np.arange(1, len(true_positives) + 1)
     best_after = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # precision 0 where recall ends
     if metric == "11point":
         # Recall >= k / 10 in whole numbers: steps of 0.1 in floating point put 0.3, 0.6 and 0.7 out of reach of a

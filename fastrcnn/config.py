@@ -213,6 +213,21 @@ class SamplingConfig(Section, title="sampling"):
     """Foreground: IoU >= this."""
     background_iou: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.1, 0.5]
     """Background: IoU in [low, high)."""
+    hard_candidates: Count | None = None
+    """Online hard example mining (arXiv 1604.03540): so many RoIs of each image, drawn at random, are scored, and those
+    of highest loss are learnt from; a large number means all. Background is then drawn from IoU 0 on. null: off."""
+
+    @model_validator(mode="after")
+    def _hard_examples_need_a_choice(self) -> "SamplingConfig":
+        if self.hard_candidates is not None:
+            rule = f"more than the {self.rois_per_image} RoIs of an image that are learnt from, such as 300, or null"
+            more = self.hard_candidates > self.rois_per_image
+            self.require(more, "hard_candidates", rule, "rois_per_batch", "images_per_batch")
+            rule = "0.25, its default, with sampling.hard_candidates: the loss alone decides what is learnt from"
+            self.require(self.foreground_fraction == 0.25, "foreground_fraction", rule, "hard_candidates")
+            rule = "a list that starts with 0.0 or the default 0.1 with sampling.hard_candidates: it is taken as 0.0"
+            self.require(self.background_iou[0] in (0.0, 0.1), "background_iou", rule, "hard_candidates")
+        return self
 
     @model_validator(mode="after")
     def _rois_can_be_drawn(self) -> "SamplingConfig":
@@ -227,6 +242,11 @@ class SamplingConfig(Section, title="sampling"):
         at_most = f"at most sampling.foreground_iou ({self.foreground_iou}) at its upper end: no RoI can be both"
         self.require(high <= self.foreground_iou, "background_iou", at_most, "foreground_iou")
         return self
+
+    @property
+    def rois_per_image(self) -> int:
+        """RoIs of each image in a batch, R / N of the paper."""
+        return self.rois_per_batch // self.images_per_batch
 
 
 class SolverConfig(Section, title="solver"):

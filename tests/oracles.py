@@ -52,3 +52,19 @@ def target_statistics(images, num_classes, foreground_iou, flip):
         for row, means in zip(found, mean, strict=True)
     ]
     return mean, std
+
+
+def roi_losses(scores, deltas, labels, targets, weight):
+    """Each RoI's classification loss plus its box loss."""
+    one_by_one = zip(scores, deltas, labels, targets, strict=True)
+    return [sum(multi_task_loss(*([part] for part in roi), weight)) for roi in one_by_one]
+
+
+def hardest(boxes, labels, losses, count):
+    """The `count` RoIs of highest loss, none beside a harder one of its label that overlaps it by more than 0.7."""
+    left, kept = sorted(range(len(boxes)), key=lambda i: -losses[i]), []
+    while left:
+        best = left.pop(0)
+        kept.append(best)
+        left = [i for i in left if labels[i] != labels[best] or iou(boxes[i], boxes[best]) <= 0.7]
+    return kept[:count]

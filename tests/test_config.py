@@ -122,6 +122,15 @@ MISTAKES = [
     ({"sampling": {"background_iou": [0.1, 0.6]}}, "no RoI can be both"),
     ({"sampling": {"background_iou": [0.5, 0.1]}}, "low < high"),
     ({"sampling": {"background_iou": [0.1]}}, "a list of 2"),
+    ({"sampling": {"hard_candidates": 64}}, "hard_candidates is 64; it must be more than the 64 RoIs of an image"),
+    (
+        {"sampling": {"hard_candidates": 300, "foreground_fraction": 0.5}},
+        "sampling.foreground_fraction is 0.5; it must be 0.25, its default, with sampling.hard_candidates",
+    ),
+    (
+        {"sampling": {"hard_candidates": 300, "background_iou": [0.2, 0.5]}},
+        "sampling.background_iou is [0.2, 0.5]; it must be a list that starts with 0.0 or the default 0.1",
+    ),
     ({"model": {"backbone": "vgg61"}}, "model.backbone is 'vgg61'; it must be one of vgg16, tiny"),
     ({"model": {"dropout": 1.0}}, "at least 0 and less than 1"),
     ({"model": {"weights": 3}}, "model.weights is 3; it must be text that is not empty or null"),

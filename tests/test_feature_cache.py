@@ -36,10 +36,11 @@ def cache_of(tree):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("freeze_up_to", ["conv1", "conv3_1", "conv3_2"])
-def test_training_from_the_cache_is_the_same_bit_for_bit(tree, cached, tmp_path, precision, freeze_up_to):
-    """Losses and weights, with flips, two scales and a loader process."""
+@pytest.mark.parametrize(("freeze_up_to", "mined"), [("conv1", None), ("conv3_1", 40), ("conv3_2", None)])
+def test_training_from_the_cache_is_the_same_bit_for_bit(tree, cached, tmp_path, precision, freeze_up_to, mined):
+    """Losses and weights, with flips, two scales and a loader process; with and without hard example mining."""
     change = {"precision": precision, "model": {**tree["model"], "freeze_up_to": freeze_up_to}}
+    change["sampling"] = {**tree["sampling"], "hard_candidates": mined}
     change |= {"image": {"train_short_side": [64, 96], "flip": True}}
     plain = train(config_of({**tree, **change}, tmp_path / "plain"))
     stored = train(config_of({**cached, **change, "data": {**tree["data"], "workers": 1}}, tmp_path / "stored"))

@@ -53,10 +53,12 @@ def test_a_run_leaves_all_it_should(tree, tmp_path):
     assert "8 images, 5 classes" in (folder / "log.txt").read_text()
 
 
-@pytest.mark.parametrize(("stop", "workers"), [(3, 0), (5, 1)])
-def test_resume_equals_the_unbroken_run_bit_for_bit(tree, tmp_path, stop, workers):
-    """With dropout, momentum, an lr step (at 6) and an epoch edge (at 4) inside, and another number of workers."""
+@pytest.mark.parametrize(("stop", "workers", "mined"), [(3, 0, None), (5, 1, None), (5, 1, 50)])
+def test_resume_equals_the_unbroken_run_bit_for_bit(tree, tmp_path, stop, workers, mined):
+    """With dropout, momentum, an lr step (at 6) and an epoch edge (at 4) inside, and another number of workers; with
+    and without hard example mining."""
     tree["image"]["flip"] = False
+    tree["sampling"]["hard_candidates"] = mined
     unbroken = train(config_of(tree, tmp_path / "a"))
     train(config_of(tree, tmp_path / "b", max_iterations=stop))
     tree["data"]["workers"] = workers

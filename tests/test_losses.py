@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 from oracles import multi_task_loss as slow_loss
+from oracles import roi_losses as slow_losses
 
-from fastrcnn.model.losses import diagnostics, multi_task_loss
+from fastrcnn.model.losses import diagnostics, multi_task_loss, roi_losses
 
 
 def example(dtype=torch.float32):
@@ -22,6 +23,16 @@ def test_losses_are_those_of_the_loop():
     expected = slow_loss(scores.tolist(), deltas.tolist(), labels.tolist(), targets.tolist(), 0.7)
     assert losses["loss_cls"].item() == pytest.approx(expected[0], rel=1e-5)
     assert losses["loss_bbox"].item() == pytest.approx(expected[1], rel=1e-5)
+
+
+def test_each_roi_s_loss_is_that_of_the_loop():
+    scores, deltas, labels, targets = example(torch.float64)
+    losses = roi_losses(scores, deltas, labels, targets, 0.7)
+    expected = slow_losses(scores.tolist(), deltas.tolist(), labels.tolist(), targets.tolist(), 0.7)
+    assert losses.tolist() == pytest.approx(expected)
+    whole = sum(multi_task_loss(scores, deltas, labels, targets, 0.7).values())
+    assert losses.mean().item() == pytest.approx(whole.item())
+    assert roi_losses(scores[:0], deltas[:0], labels[:0], targets[:0], 0.7).shape == (0,)
 
 
 def test_gradients_are_right():

@@ -13,7 +13,8 @@ from fastrcnn.evaluate.run import evaluate_detections, evaluate_weights
 from fastrcnn.train.loop import train
 
 
-def test_four_images_are_learnt_by_heart(tree, tmp_path):
+@pytest.mark.parametrize("sampling", [{}, {"hard_candidates": 100}])
+def test_four_images_are_learnt_by_heart(tree, tmp_path, sampling):
     """All parts together, from reading to average precision: whatever is wrong in one of them keeps mAP below 1."""
     root = tmp_path / "four"
     make_shapes(root, train=4, test=1, seed=5)
@@ -22,7 +23,7 @@ def test_four_images_are_learnt_by_heart(tree, tmp_path):
     tree["data"] |= {"train": [dataset], "test": [dataset]}
     tree["image"] = {"train_short_side": [128], "test_short_side": [128], "flip": False}
     tree["model"] |= {"freeze_up_to": "", "fc_width": 64, "dropout": 0.0}
-    tree["sampling"] = {"rois_per_batch": 64}
+    tree["sampling"] = {"rois_per_batch": 64, **sampling}
     tree["solver"] = {"lr": 0.02, "steps": [180], "max_iterations": 220, "warmup_iterations": 20, "clip_gradient": 5.0}
     tree["train"] = {"checkpoint_every": 1000}
     config = configs.from_dict(tree)

@@ -11,7 +11,7 @@ from oracles import target_statistics as slow_statistics
 from fastrcnn import boxes as box_ops
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import ImageConfig, SamplingConfig
-from fastrcnn.data.sampling import TargetSums, dropout_seed, plan_batch, sample_rois
+from fastrcnn.data.sampling import MINING_DROPOUT, TargetSums, dropout_seed, plan_batch, sample_rois
 
 
 def random_boxes(rng, count, side=200):
@@ -80,6 +80,42 @@ def test_an_image_without_objects_gives_background_only():
     assert none.boxes.shape == (0, 4)
 
 
+@pytest.mark.parametrize("wanted", [40, 10_000])
+@pytest.mark.parametrize("objects", [0, 3, 50])
+def test_candidates_for_mining_are_what_the_loop_says(objects, wanted):
+    """All objects, others of any IoU without replacement, and each one's label and target; a large number is all."""
+    proposals, gt, classes = scene(2, objects)
+    config = SamplingConfig(rois_per_batch=64, hard_candidates=wanted)
+    drawn = sample_rois(proposals, gt, classes, config, np.random.default_rng(0))
+    pool = torch.cat((gt, proposals)).tolist()
+    assert torch.equal(drawn.boxes[:objects], gt) and torch.equal(drawn.labels[:objects], classes)
+    assert len(drawn.boxes) == min(max(wanted, objects), len(pool))
+    assert all(drawn.boxes.tolist().count(box) <= pool.count(box) for box in drawn.boxes.tolist())
+    far = 0
+    for box, label, target in zip(drawn.boxes.tolist(), drawn.labels.tolist(), drawn.bbox_targets, strict=True):
+        overlaps = [slow_iou(box, g) for g in gt.tolist()]
+        best = max(overlaps, default=0.0)
+        assert (label > 0) == (best >= 0.5)
+        if label:
+            nearest = overlaps.index(best)
+            assert label == classes[nearest]
+            assert torch.allclose(target, box_ops.encode(torch.tensor(box), gt[nearest]))
+        else:
+            assert not target.any()
+        far += best < 0.1
+    assert far > 0 or objects >= wanted
+    other = sample_rois(proposals, gt, classes, config, np.random.default_rng(1))
+    assert torch.equal(drawn.boxes, other.boxes) == (wanted > len(pool) or objects >= wanted)
+
+
+def test_candidates_are_neither_where_background_ends_early():
+    gt = torch.tensor([[0.0, 0, 100, 100]])
+    proposals = torch.tensor([[0.0, 0, 100, 45], [0, 0, 100, 40], [200, 0, 300, 9]])
+    config = SamplingConfig(hard_candidates=100, background_iou=[0.0, 0.45])
+    drawn = sample_rois(proposals, gt, torch.tensor([3]), config, np.random.default_rng(0))
+    assert torch.equal(drawn.boxes, torch.cat((gt, proposals[1:]))) and drawn.labels.tolist() == [3, 0, 0]
+
+
 @given(st.integers(1, 9), st.integers(1, 3), st.booleans(), st.integers(0, 2**32))
 def test_an_epoch_shows_each_image_once(images, per_batch, flip, seed):
     entries = images * (1 + flip)
@@ -103,7 +139,8 @@ def test_a_batch_is_a_function_of_seed_and_iteration():
     assert batches[:50] != batches[50:100]  # the next epoch has another order
     assert {plan.short_side for batch in batches for plan in batch} == {480, 600}
     seeds = [plan.roi_seed for batch in batches for plan in batch] + [dropout_seed(3, i) for i in range(200)]
-    assert len(set(seeds)) == 600
+    seeds += [dropout_seed(3, i, MINING_DROPOUT) for i in range(200)]
+    assert len(set(seeds)) == 800
 
 
 @pytest.mark.parametrize("flip", [False, True])

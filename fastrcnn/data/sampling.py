@@ -17,7 +17,7 @@ from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import ImageConfig, SamplingConfig
 
 # What a random number is for; keeps the streams of one seed apart.
-EPOCH_ORDER, ROIS, DROPOUT = 0, 1, 2
+EPOCH_ORDER, ROIS, DROPOUT, MINING_DROPOUT = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def plan_batch(
     return planned
 
 
-def dropout_seed(seed: int, iteration: int) -> int:
-    """The seed of the dropout masks of one iteration, a 63-bit number."""
-    return int(np.random.default_rng((seed, DROPOUT, iteration)).integers(2**63))
+def dropout_seed(seed: int, iteration: int, stream: int = DROPOUT) -> int:
+    """The seed of the dropout masks of one iteration, a 63-bit number; MINING_DROPOUT gives other masks."""
+    return int(np.random.default_rng((seed, stream, iteration)).integers(2**63))
 
 
 def sample_rois(
@@ -78,29 +78,34 @@ def sample_rois(
     Boxes are in unscaled image pixels. The objects themselves are among the RoIs. At most R / N RoIs: up to a quarter
     foreground (IoU >= 0.5 with some object), the rest background (IoU in [0.1, 0.5)); fewer when there are not enough.
     An image without objects gives background from all its proposals.
+
+    With config.hard_candidates, so many RoIs for hard example mining to choose from: all objects, and others in
+    whatever shares they come, background from IoU 0 on.
     """
     rois = torch.cat((gt_boxes, proposals))
-    per_image = config.rois_per_batch // config.images_per_batch
-    foreground = torch.zeros(0, dtype=torch.int64)
+    overlap, nearest = torch.zeros(len(rois)), torch.zeros(len(rois), dtype=torch.int64)
+    low, high = config.background_iou
     if len(gt_boxes):
         overlap, nearest = box_ops.iou(rois, gt_boxes).max(dim=1)
-        low, high = config.background_iou
-        foreground = torch.nonzero(overlap >= config.foreground_iou).squeeze(1)
-        background = torch.nonzero((overlap >= low) & (overlap < high)).squeeze(1)
+    if not len(gt_boxes) or config.hard_candidates:
+        low = 0.0
+    foreground = torch.nonzero(overlap >= config.foreground_iou).squeeze(1)
+    background = torch.nonzero((overlap >= low) & (overlap < high)).squeeze(1)
+    if config.hard_candidates:
+        objects = torch.arange(len(gt_boxes))
+        others = torch.cat((foreground, background))
+        others = others[others >= len(objects)]
+        chosen = torch.cat((objects, _choose(others, max(config.hard_candidates - len(objects), 0), rng)))
     else:
-        background = torch.arange(len(rois))
-    wanted = round(config.foreground_fraction * per_image)
-    foreground = _choose(foreground, wanted, rng)
-    background = _choose(background, per_image - len(foreground), rng)
+        foreground = _choose(foreground, round(config.foreground_fraction * config.rois_per_image), rng)
+        chosen = torch.cat((foreground, _choose(background, config.rois_per_image - len(foreground), rng)))
 
-    chosen = rois[torch.cat((foreground, background))]
-    labels = torch.zeros(len(chosen), dtype=torch.int64)
-    bbox_targets = torch.zeros(len(chosen), 4)
-    if len(foreground):
-        objects = nearest[foreground]
-        labels[: len(foreground)] = gt_classes[objects]
-        bbox_targets[: len(foreground)] = box_ops.encode(rois[foreground], gt_boxes[objects])
-    return SampledRoIs(chosen, labels, bbox_targets)
+    labels, bbox_targets = torch.zeros(len(chosen), dtype=torch.int64), torch.zeros(len(chosen), 4)
+    rows = torch.nonzero(overlap[chosen] >= config.foreground_iou).squeeze(1)
+    matched = nearest[chosen[rows]]
+    labels[rows] = gt_classes[matched]
+    bbox_targets[rows] = box_ops.encode(rois[chosen[rows]], gt_boxes[matched])
+    return SampledRoIs(rois[chosen], labels, bbox_targets)
 
 
 def _choose(candidates: Int64[Tensor, "_"], wanted: int, rng: np.random.Generator) -> Int64[Tensor, "_"]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastrcnn.config import ModelConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model import backbones
-from fastrcnn.model.roi_features import project, roi_pool
+from fastrcnn.model.roi_features import channels_first, pool_for_inference, project, roi_pool
 
 
 class FastRCNN(nn.Module):
@@ -128,9 +128,38 @@ class FastRCNN(nn.Module):
     ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
         """N outputs of frozen_features, each image's RoIs (image pixels) and scale -> scores and normalised deltas,
         RoIs in the order of the images."""
+        return self.head(self.trained_features(maps), rois, scales, dropout_seed)
+
+    def head(
+        self,
+        features: list[Float[Tensor, "C _ _"]],
+        rois: list[Float[Tensor, "_ 4"]],
+        scales: list[float],
+        dropout_seed: int | None,
+    ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
+        """What forward does, from N feature maps on."""
         projected = [project(boxes, scale) for boxes, scale in zip(rois, scales, strict=True)]
-        pooled = roi_pool(self.trained_features(maps), projected, self.config.pool_size, 1 / self.stride)
+        pooled = roi_pool(features, projected, self.config.pool_size, 1 / self.stride)
         return self.siblings(self.fully_connected(pooled.flatten(1), dropout_seed))
+
+    @torch.no_grad()
+    def head_without_gradient(
+        self,
+        features: list[Float[Tensor, "C _ _"]],
+        rois: list[Float[Tensor, "_ 4"]],
+        scales: list[float],
+        dropout_seed: int | None,
+    ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
+        """What head gives, for many RoIs: pooled the fast way, in chunks, each with dropout masks of its own."""
+        size, projected = self.config.pool_size, [project(b, scale) for b, scale in zip(rois, scales, strict=True)]
+        chunks = pool_for_inference([f.detach() for f in features], projected, size, 1 / self.stride)
+        parts = []
+        with self._reduced_precision():  # around all chunks, so that weights are brought to it once
+            for i, pooled in enumerate(chunks):
+                seed = None if dropout_seed is None else dropout_seed + i
+                parts.append(self.siblings(self.fully_connected(channels_first(pooled, size), seed)))
+        scores, deltas = (torch.cat(part) for part in zip(*parts, strict=True))
+        return scores, deltas
 
 
 def factors(layer: nn.Linear, rank: int) -> nn.Sequential:

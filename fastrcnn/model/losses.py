@@ -30,6 +30,23 @@ def multi_task_loss(
 
 
 @torch.no_grad()
+def roi_losses(
+    scores: Float[Tensor, "R K"],
+    deltas: Float[Tensor, "R 4*K"],
+    labels: Int64[Tensor, "R"],
+    bbox_targets: Float[Tensor, "R 4"],
+    bbox_loss_weight: float,
+) -> Float[Tensor, "R"]:
+    """What each RoI adds to the sum of both losses of multi_task_loss, before it is divided by R."""
+    loss = F.cross_entropy(scores, labels, reduction="none")
+    foreground = labels.nonzero().squeeze(1)
+    predicted = deltas.unflatten(1, (-1, 4))[foreground, labels[foreground]]
+    boxes = F.smooth_l1_loss(predicted, bbox_targets[foreground], reduction="none", beta=1.0)
+    loss[foreground] += bbox_loss_weight * boxes.sum(dim=1)
+    return loss
+
+
+@torch.no_grad()
 def diagnostics(scores: Float[Tensor, "R K"], labels: Int64[Tensor, "R"]) -> dict[str, Shaped[Tensor, ""]]:
     """How classification stands: accuracy of all and of foreground RoIs, the share of foreground RoIs called
     background, and their number, as scalars on the same device. Shares of nothing are NaN."""

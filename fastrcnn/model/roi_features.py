@@ -91,6 +91,11 @@ def bins_first(weight: Float[Tensor, "out CPP"], pool_size: int) -> Float[Tensor
     return channels_first.permute(0, 2, 3, 1).flatten(1)
 
 
+def channels_first(pooled: Float[Tensor, "R PPC"], pool_size: int) -> Float[Tensor, "R CPP"]:
+    """Rows of `pool_for_inference`, copied in the order that fc6 has in training."""
+    return pooled.unflatten(1, (pool_size**2, -1)).transpose(1, 2).flatten(1)
+
+
 @torch.no_grad()
 def pool_for_inference(
     features: list[Float[Tensor, "C _ _"]], rois: list[Float32[Tensor, "_ 4"]], pool_size: int, spatial_scale: float

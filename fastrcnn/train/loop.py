@@ -112,7 +112,7 @@ def prepare(config: Config, resume: bool, problems: list[Problem], stop: threadi
     if checkpoint is None:
         seen_first = first_batches(dataset)
         if not {"fc6", "fc7"} <= loaded:
-            start_fully_connected(model, seen_first, device)
+            start_fully_connected(model, seen_first, config.sampling.rois_per_image, device)
     return Run(config, folder, first, model, optimizer, statistics.to(device), dataset, digest)
 
 

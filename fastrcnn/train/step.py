@@ -16,6 +16,7 @@ from fastrcnn.errors import FastRCNNError, NotFiniteError
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_start
 from fastrcnn.model.losses import diagnostics, multi_task_loss
 from fastrcnn.model.roi_features import project, roi_pool
+from fastrcnn.train.hard_examples import hardest_batch
 from fastrcnn.train.solver import clip_gradient, gradient_norm, head_first
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,10 @@ def train_step(
     before the weights are touched.
     """
     head_first(model, config.solver, batch.iteration)
-    scores, deltas = model(
-        _frozen_maps(model, batch), batch.rois, batch.scales, dropout_seed(config.seed, batch.iteration)
-    )
+    features = model.trained_features(_frozen_maps(model, batch))
+    if config.sampling.hard_candidates:
+        batch = hardest_batch(model, features, batch, statistics, config)
+    scores, deltas = model.head(features, batch.rois, batch.scales, dropout_seed(config.seed, batch.iteration))
     targets = statistics.normalise(batch.bbox_targets, batch.labels)
     losses = multi_task_loss(scores, deltas, batch.labels, targets, config.solver.bbox_loss_weight)
     loss = losses["loss_cls"] + losses["loss_bbox"]
@@ -82,12 +84,12 @@ def first_batches(dataset: BatchDataset) -> list[Batch]:
 
 
 @torch.no_grad()
-def start_fully_connected(model: FastRCNN, first: Sequence[Batch], device: torch.device) -> None:
-    """Scale fc6 and fc7 by the features of the RoIs that training will see first."""
+def start_fully_connected(model: FastRCNN, first: Sequence[Batch], per_image: int, device: torch.device) -> None:
+    """Scale fc6 and fc7 by the features of the RoIs that training will see first, `per_image` of each image."""
     pooled = []
     for batch in first:
         batch = batch.to(device)
-        rois = [project(boxes, scale) for boxes, scale in zip(batch.rois, batch.scales, strict=True)]
+        rois = [project(boxes[:per_image], scale) for boxes, scale in zip(batch.rois, batch.scales, strict=True)]
         features = model.trained_features(_frozen_maps(model, batch))
         pooled.append(roi_pool(features, rois, model.config.pool_size, 1 / model.stride).flatten(1))
     found = torch.cat(pooled)

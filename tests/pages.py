@@ -26,7 +26,7 @@ class _Structure(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         about = dict(attrs)
-        self.tags.append((tag, about))
+        self.tags.append(("svg title" if tag == "title" and "svg" in self.open else tag, about))
         if tag not in EMPTY:
             self.open.append(tag)
         if len(about) < len(attrs):

@@ -90,3 +90,25 @@ def test_a_test_set_without_objects_is_an_error_and_crowded_images_are_warned_of
     tree |= {"classes": ["unicorn"], "data": {**tree["data"], "on_unknown_class": "ignore"}}
     with pytest.raises(FastRCNNError, match="data.test: holds no object of any class"):
         evaluate_detections(configs.from_dict(tree), path, tmp_path / "results")
+
+
+def test_a_report_is_written_last_and_only_when_asked_for(tree, tmp_path, monkeypatch, caplog):
+    config = configs.from_dict(tree)
+    weights = train(config)
+    evaluate_weights(config, weights, tmp_path / "a")
+    assert not (tmp_path / "a" / "report.html").exists()
+    evaluate_weights(config, weights, tmp_path / "a", with_report=True)
+    assert "Recall of the proposals" in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+
+    def full(*_):
+        raise FastRCNNError("the disk is full")
+
+    monkeypatch.setattr("fastrcnn.evaluate.run.write_report", full)
+    found = evaluate_weights(config, weights, tmp_path / "b", with_report=True)
+    assert "the disk is full" in caplog.text and found.table
+    assert (tmp_path / "b" / "results.json").is_file() and (tmp_path / "b" / "precision_recall.png").is_file()
+    monkeypatch.undo()
+    tree["data"]["test"][0]["proposals"] = None
+    found = tmp_path / "b" / "detections.json"
+    evaluate_detections(configs.from_dict(tree), found, tmp_path / "c", with_report=True)
+    assert "proposals is not at hand" in (tmp_path / "c" / "report.html").read_text(encoding="utf-8")

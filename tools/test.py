@@ -17,7 +17,7 @@ def main() -> None:
     config = load(args.config, args.overrides)
     folder = Path(args.output or Path(config.output) / "results")
     work = evaluate_detections if args.weights.endswith(".json") else evaluate_weights
-    print(work(config, Path(args.weights), folder, with_coco=args.coco).table)
+    print(work(config, Path(args.weights), folder, with_coco=args.coco, with_report=True).table)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ def _cell(column: Column, value: Cell, tag: str) -> Element:
     made = element(tag, format(value, column.form), class_="number", data_value=f"{value:.9g}")
     if column.bar:
         share = 100 * min(max(value, 0), 1)
-        made.set("style", f"background:linear-gradient(to left,var(--bar) {share:.0f}%,transparent {share:.0f}%)")
+        made.set("class", "number bar")
+        made.set("style", f"background:linear-gradient(to right,var(--bar) {share:.0f}%,transparent {share:.0f}%)")
     return made
 
 

@@ -22,15 +22,18 @@ from fastrcnn.detections import DetectedImage, read_detections, write_detections
 from fastrcnn.device import choose_device
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate import coco, report, voc
-from fastrcnn.evaluate.rows import join
+from fastrcnn.evaluate.html_report import Evaluated, write_report
+from fastrcnn.evaluate.rows import DetectionRows, ObjectRows, join
 from fastrcnn.files import atomic_write, file_digest, lock, refuse_overwrite, write_json
 from fastrcnn.journal import Journal
 from fastrcnn.model.weights import load_model, weights_file
+from fastrcnn.proposals.recall import proposal_recall
 
 log = logging.getLogger(__name__)
 
 DETECTIONS, PARTIAL = "detections.json", "detections.partial.jsonl"
 SCORES = ("results.json", "table.txt", "precision_recall.png")
+REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -39,20 +42,23 @@ class Evaluation:
 
     result: voc.VOCResult
     table: str  # per class, for people
+    rows: tuple[DetectionRows, ObjectRows]  # what was scored; images are numbered by sorted id
 
     @property
     def mean_ap(self) -> float:
         return self.result.mean_ap
 
 
-def evaluate_weights(config: Config, weights: str | Path, folder: str | Path, with_coco: bool = False) -> Evaluation:
+def evaluate_weights(
+    config: Config, weights: str | Path, folder: str | Path, with_coco: bool = False, with_report: bool = False
+) -> Evaluation:
     """Detect in the images of config.data.test and score, into `folder`.
 
     The network is that of the weights file, the settings of detection are config's. A killed evaluation
     resumes when it is started again with the same weights, settings and images. Raises FastRCNNError for wrong input.
     """
     folder, weights, device = Path(folder), weights_file(weights), choose_device(config.device)
-    _check_outputs(config, weights, folder, (DETECTIONS, *SCORES))
+    _check_outputs(config, weights, folder, (DETECTIONS, *SCORES, *[REPORT] * with_report))
     with lock(folder / ".lock", "the results folder"):
         problems: list[Problem] = []
         images = open_data(_test_sets(config), config, problems)
@@ -63,19 +69,29 @@ def evaluate_weights(config: Config, weights: str | Path, folder: str | Path, wi
         write_detections(folder / DETECTIONS, config.classes, found)
         evaluation = _score(config, found, images.records, folder, with_coco)
         journal.remove()
+        if with_report:
+            _report(config, weights, images.records, images, evaluation, folder)
         return evaluation
 
 
 def evaluate_detections(
-    config: Config, detections: str | Path, folder: str | Path, with_coco: bool = False
+    config: Config, detections: str | Path, folder: str | Path, with_coco: bool = False, with_report: bool = False
 ) -> Evaluation:
     """Score saved detections (a detections.json) on config.data.test again, without the network."""
-    _check_outputs(config, detections, Path(folder), SCORES)
+    _check_outputs(config, detections, Path(folder), (*SCORES, *[REPORT] * with_report))
     _, images = read_detections(detections)
     problems: list[Problem] = []
     records = read_data_sets(_test_sets(config), config.data, config.classes, problems)
     _check_labels(config, records, problems)
-    return _score(config, images, records, Path(folder), with_coco)
+    evaluation = _score(config, images, records, Path(folder), with_coco)
+    if with_report:
+        try:
+            covered: ImageSet | None = open_data(_test_sets(config), config)
+        except FastRCNNError as e:
+            log.warning("%s: says nothing of the proposals: %s", REPORT, e)
+            covered = None
+        _report(config, Path(detections), records, covered, evaluation, Path(folder))
+    return evaluation
 
 
 def _check_outputs(config: Config, source: str | Path, folder: Path, names: Sequence[str]) -> None:
@@ -129,7 +145,24 @@ def _score(
     names = (Path(name).stem for dataset in config.data.test for name in dataset.split_names or ["all"])
     split = "+".join(dict.fromkeys(names))
     report.write_voc_files(folder / "voc", split, config.classes, images)
-    return Evaluation(result, table)
+    return Evaluation(result, table, rows)
+
+
+def _report(
+    config: Config,
+    source: Path,
+    records: Sequence[ImageRecord],
+    images: ImageSet | None,
+    evaluation: Evaluation,
+    folder: Path,
+) -> None:
+    """Write report.html. All else is written by then: without it, there is a warning."""
+    recall = None if images is None else proposal_recall(images)
+    try:
+        write_report(folder / REPORT, Evaluated(config, source, records, *evaluation.rows, evaluation.result, recall))
+        log.info("%s: all this, curves and pictures, to read in a browser", folder / REPORT)
+    except FastRCNNError as e:
+        log.warning("%s", e)
 
 
 def _number(value: float) -> float | None:

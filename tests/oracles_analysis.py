@@ -132,3 +132,52 @@ def repaired_ap_oracle(detections, ground_truth, wrong, class_count, metric="11p
         rule = _area if metric == "area" else _eleven_points
         result.append((rule(tp[1:], fp[1:], len(left)) if left else 0.0) if asked else None)
     return result
+
+
+def reliability_oracle(detections, ground_truth, bins=10):
+    """(detections, mean score, share right) of each bin; None in an empty one. And the calibration error."""
+    found, _ = matched(detections, ground_truth)
+    found = [d for d in found if d["right"] is not None]
+    rows, error = [], 0.0
+    for b in range(bins):
+        mine = [d for d in found if b == min(int(d["score"] * bins), bins - 1)]
+        if not mine:
+            rows.append((0, None, None))
+            continue
+        score, right = sum(d["score"] for d in mine) / len(mine), sum(d["right"] for d in mine) / len(mine)
+        error += abs(score - right) * len(mine) / len(found)
+        rows.append((len(mine), score, right))
+    return rows, error if found else None
+
+
+def image_oracle(detections, ground_truth, thresholds, image):
+    """Right and false detections and missed objects of one image, at thresholds by class."""
+    found, objects = matched(detections, ground_truth)
+    shown = [d for d in found if d["image"] == image and d["score"] >= thresholds[d["class"]]]
+    right = sum(d["right"] is True for d in shown)
+    asked = sum(g["image"] == image and not g["difficult"] for g in objects)
+    return right, sum(d["right"] is False for d in shown), asked - right
+
+
+def size_oracle(detections, ground_truth, thresholds, low, high):
+    """Objects, found, found at the thresholds, detections at the thresholds, right ones; of areas in [low, high)."""
+
+    def area(thing):
+        x1, y1, x2, y2 = thing["box"]
+        return (x2 - x1) * (y2 - y1)
+
+    found, objects = matched(detections, ground_truth)
+    result = [0] * 5
+    for g in objects:
+        if low <= area(g) < high and not g["difficult"]:
+            mine = [
+                d for d in found if d["right"] and best_of(d, objects, lambda o, d=d: o["class"] == d["class"])[0] is g
+            ]
+            result[0] += 1
+            result[1] += len(mine)
+            result[2] += sum(d["score"] >= thresholds[d["class"]] for d in mine)
+    for d in found:
+        if low <= area(d) < high and d["right"] is not None and d["score"] >= thresholds[d["class"]]:
+            result[3] += 1
+            result[4] += d["right"]
+    return result

@@ -49,7 +49,7 @@ def test_points_are_in_order_and_the_last_record_of_an_iteration_counts():
 def test_the_plot_shows_the_losses_and_map_only_where_there_is_one(tmp_path):
     metrics = [record(20 * i, 3 / (1 + i)) for i in range(50)]
     plot_losses(metrics, tmp_path / "plain.png")
-    plot_losses([*metrics, record(1000, 0.05, map=0.8)], tmp_path / "map.png")
+    plot_losses([*metrics, record(1000, 0.05, map=0.8, best_iteration=1000, best_map=0.8)], tmp_path / "map.png")
     plain, plain_marks = coloured(tmp_path / "plain.png")
     evaluated, evaluated_marks = coloured(tmp_path / "map.png")
     assert evaluated.shape[0] > plain.shape[0] and evaluated.shape[1] == plain.shape[1]
@@ -57,6 +57,8 @@ def test_the_plot_shows_the_losses_and_map_only_where_there_is_one(tmp_path):
     assert not (np.abs(plain - red).max(axis=2) < 20).any()
     assert (np.abs(evaluated - red).max(axis=2) < 20)[evaluated.shape[0] // 2 :].any()
     assert plain_marks.any() and evaluated_marks.any()
+    plot_losses([*metrics, record(1000, 0.05, map=0.8)], tmp_path / "no_best.png")
+    assert not np.array_equal(coloured(tmp_path / "no_best.png")[0], evaluated)
 
 
 @pytest.mark.parametrize("metrics", [[], [record(1, 2.0)], [record(1, float("nan")), record(2, float("inf"))]])

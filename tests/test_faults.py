@@ -376,7 +376,7 @@ def test_bad_boxes_that_were_mended_are_listed_at_the_end_of_the_run(
     caplog.clear()
     tree |= {"output": str(tmp_path / "stopped"), "train": {"eval_every": 1}}
     with pytest.raises(ZeroDivisionError):
-        train(configs.from_dict(tree), evaluate=lambda _: 1 / 0)
+        train(configs.from_dict(tree), evaluate=lambda *_: 1 / 0)
     assert f"{outcome}: {bad}: object 1: its box (-5, " in caplog.text
 
 

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fastrcnn.files import lock, read_tensors
 from fastrcnn.model.weights import build, save_weights
 from fastrcnn.train.checkpoint import checkpoints
 from fastrcnn.train.loop import iterate, prepare, train
+from fastrcnn.train.signals import Stop
 
 
 def config_of(tree, output, **solver):
@@ -34,17 +36,21 @@ def test_a_run_leaves_all_it_should(tree, tmp_path):
     evaluated = []
     tree["train"]["eval_every"] = 4
     config = config_of(tree, tmp_path / "run")
-    weights = train(config, evaluate=lambda path: evaluated.append(path) or 0.25)
+    weights = train(config, evaluate=lambda _, path, folder: evaluated.append(path) or SimpleNamespace(mean_ap=0.25))
     folder = tmp_path / "run"
-    assert weights == folder / "model.safetensors" and evaluated == [weights] * 2
+    assert weights == folder / "model.safetensors"
+    assert evaluated == [folder / "evaluation/weights.safetensors"] * 2 and not evaluated[0].exists()
     assert config_files.load(folder / "config.yaml") == config
     assert [p.name for p in checkpoints(folder)] == [
         "checkpoint_00000006.safetensors",
         "checkpoint_00000008.safetensors",
     ]
+    assert read_tensors(folder / "best.safetensors")[1]["training"] == {"iteration": 4, "map": 0.25}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines if "loss" in line] == [2, 4, 6, 8]
-    assert [(line["iteration"], line["map"]) for line in lines if "map" in line] == [(4, 0.25), (8, 0.25)]
+    assert [line for line in lines if "map" in line] == [
+        {"iteration": done, "map": 0.25, "best_iteration": 4, "best_map": 0.25} for done in (4, 8)
+    ]
     first = lines[0]
     assert first["loss"] == pytest.approx(first["loss_cls"] + first["loss_bbox"], rel=1e-5)
     assert {"fg_accuracy", "false_negatives", "foreground", "lr", "images_per_second"} <= first.keys()
@@ -75,7 +81,7 @@ def test_resume_is_exact_with_the_head_first_and_a_falling_rate(tree, tmp_path, 
     tree["train"]["checkpoint_every"] = stop
     unbroken = train(config_of(tree, tmp_path / "a", **more))
 
-    def stopped(path):
+    def stopped(*_):
         raise KeyboardInterrupt
 
     tree["train"]["eval_every"] = stop
@@ -94,7 +100,7 @@ def test_a_rate_that_falls_to_zero_has_one_end(tree, tmp_path):
 def test_convolutions_keep_their_weights_while_the_head_learns(tree, tmp_path):
     run = prepare(config_of(tree, tmp_path / "a", head_iterations=6), False, [], threading.Event())
     start = {name: p.detach().clone() for name, p in run.model.named_parameters()}
-    iterate(run, None, threading.Event())
+    iterate(run, None, Stop())
     for done, convolutions_too in ((6, False), (8, True)):
         now = read_tensors(tmp_path / "a" / f"checkpoint_{done:08d}.safetensors")[0]
         changed = {name for name, before in start.items() if not torch.equal(before, now[f"model.{name}"])}
@@ -175,9 +181,8 @@ def test_a_signal_finishes_the_iteration_saves_and_stops(tree, tmp_path, number)
 def test_a_signal_during_an_evaluation_loses_no_iteration(tree, tmp_path):
     tree["train"] |= {"checkpoint_every": 1000, "eval_every": 3}
 
-    def evaluate(_):
+    def evaluate(*_):
         signal.raise_signal(signal.SIGINT)
-        return 0.5
 
     with pytest.raises(KeyboardInterrupt):
         train(config_of(tree, tmp_path / "run"), evaluate=evaluate)

@@ -55,17 +55,22 @@ def test_a_line_holds_the_means_of_its_iterations(tmp_path):
     metrics = Metrics(path, 0, log_every=2)
     for i, (loss, accuracy) in enumerate([(1.0, 0.5), (3.0, math.nan), (5.0, math.nan), (6.0, math.nan), (9.0, 1.0)]):
         metrics.add(i, 2, 0.01, values(loss, accuracy))
-    metrics.add_map(4, 0.25)
-    metrics.add_map(4, math.nan)
+    metrics.add_map(4, 0.25, (4, 0.25), 1.0)
+    metrics.add_map(4, math.nan, None, 1.0)
     first, second, *evaluated = read_metrics(path)
     assert (first["iteration"], first["loss"], first["fg_accuracy"], first["lr"]) == (2, 2.0, 0.5, 0.01)
     assert (second["iteration"], second["loss"], second["fg_accuracy"]) == (4, 5.5, None)
-    assert evaluated == [{"iteration": 4, "map": 0.25}, {"iteration": 4, "map": None}]
+    best = {"best_iteration": 4, "best_map": 0.25}
+    assert evaluated == [{"iteration": 4, "map": 0.25, **best}, {"iteration": 4, "map": None}]
     assert metrics.line().startswith("loss 7.500 = cls 3.750 + bbox 3.750, fg 1.00, ")
 
 
 def test_a_resumed_run_cuts_what_comes_after_its_start(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(lines(record(2, 1.0), record(4, 1.0), record(6, 1.0)) + '{"itera')
-    Metrics(path, 4, log_every=2).add(5, 2, 0.01, values(7.0))
+    evaluated = [{"iteration": done, "map": 0.5} for done in (3, 6)]
+    path.write_text(lines(record(2, 1.0), evaluated[0], record(4, 1.0), record(6, 1.0), evaluated[1]) + '{"itera')
+    metrics = Metrics(path, 4, log_every=2)
+    metrics.add(5, 2, 0.01, values(7.0))
+    assert metrics.evaluated == {3}
+    path.write_text(path.read_text().replace(lines(evaluated[0]), ""))
     assert [(r["iteration"], r["loss"]) for r in read_metrics(path)] == [(2, 1.0), (4, 1.0), (6, 7.0)]

@@ -17,6 +17,7 @@ from fastrcnn import config_files
 from fastrcnn.data.image_set import open_data
 from fastrcnn.data.shapes import CLASSES, make_shapes
 from fastrcnn.evaluate import run as testing
+from fastrcnn.files import read_tensors
 from fastrcnn.journal import Journal
 
 REPO = Path(__file__).parent.parent
@@ -92,6 +93,9 @@ def test_training_leaves_a_run_folder(workspace):
     }
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines if "map" in line] == [3, 6]
+    best = next(line for line in reversed(lines) if "map" in line)["best_iteration"]
+    assert read_tensors(folder / "best.safetensors")[1]["training"]["iteration"] == best
+    assert {"results.json", "detections.json"} <= {p.name for p in (folder / "evaluation").iterdir()}
     again = run("train", "small.yaml", cwd=workspace, code=1)
     assert "runs/small: holds a run already; add --resume" in again.stderr
     longer = run("train", "small.yaml", "--resume", "solver.max_iterations=8", cwd=workspace)

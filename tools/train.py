@@ -1,7 +1,5 @@
 """Train Fast R-CNN as a configuration says."""
 
-from pathlib import Path
-
 from _common import command, parser, run, shown
 
 
@@ -15,6 +13,7 @@ def main() -> None:
 
     from fastrcnn.config_files import load
     from fastrcnn.evaluate.run import evaluate_weights
+    from fastrcnn.model.weights import BEST
     from fastrcnn.train.loop import train
 
     overrides = args.overrides
@@ -22,11 +21,11 @@ def main() -> None:
         overrides = [*overrides, f"train.eval_every={args.eval_every}"]
     config = load(args.config, overrides)
 
-    def evaluate(weights: Path) -> float:
-        return evaluate_weights(config.validating(), weights, Path(config.output) / "results").mean_ap
-
-    weights = train(config, args.resume, evaluate)
+    weights = train(config, args.resume, evaluate_weights)
     print(f"{weights}: evaluate it with: {command('test')} {shown(args.config)} {weights}")
+    best = weights.with_name(BEST)
+    if best.exists():
+        print(f"{best}: the weights that had the highest mAP on the way, for the same command")
 
 
 if __name__ == "__main__":

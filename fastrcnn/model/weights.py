@@ -25,7 +25,8 @@ from fastrcnn.model.fast_rcnn import FastRCNN, factors
 log = logging.getLogger(__name__)
 
 FORMAT = "fastrcnn weights 1"
-WEIGHTS = "model.safetensors"  # in a run's folder
+WEIGHTS = "model.safetensors"  # in a run's folder, at its end
+BEST = "best.safetensors"  # there too, by train.eval_every
 PICKLES = (".pth", ".pt", ".pkl", ".ckpt", ".bin")
 
 
@@ -180,13 +181,21 @@ def fold(state: dict[str, Tensor], statistics: TargetStatistics) -> tuple[dict[s
     return tensors, float(state["feature_scale"])
 
 
-def save_weights(path: str | Path, model: FastRCNN, config: Config, statistics: TargetStatistics) -> None:
+def save_weights(
+    path: str | Path,
+    model: FastRCNN,
+    config: Config,
+    statistics: TargetStatistics,
+    training: dict[str, Any] | None = None,
+) -> None:
     """Write the network as it is used to one file; the model itself is unchanged.
 
-    Raises FastRCNNError when it cannot be written, NotFiniteError when its numbers are not finite.
+    `training` says of which iteration the weights are, and what mAP they had. Raises FastRCNNError when it cannot be
+    written, NotFiniteError when its numbers are not finite.
     """
     tensors, feature_scale = fold(model.state_dict(), statistics)
-    write_model(path, tensors, configs.to_dict(config), model.normalisation, feature_scale)
+    metadata = _metadata(configs.to_dict(config), model.normalisation, feature_scale)
+    write_tensors(path, tensors, metadata | ({"training": training} if training else {}))
 
 
 def write_model(
@@ -206,7 +215,8 @@ def _metadata(config: dict[str, Any], normalisation: Normalisation, feature_scal
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file that is meant: of a run's folder its weights, or its newest checkpoint where it has none yet.
+    """The file that is meant: of a run's folder model.safetensors, or its newest checkpoint while it is not finished.
+    (best.safetensors is meant only where it is named.)
 
     Raises FastRCNNError for a folder without either, and for files of torch.save, which can run code when read.
     """

@@ -17,7 +17,8 @@ def plot_losses(metrics: list[dict], path: str | Path) -> None:
     """Write a PNG of the losses against the iteration: total with its running mean, and its two parts.
 
     `metrics` are records with `iteration` and any of `loss`, `loss_cls`, `loss_bbox`, `map`. Where there is a `map`
-    (0..1), a second panel shows it. Raises FastRCNNError if the file cannot be written.
+    (0..1), a second panel shows it, and which was best (`best_iteration` and `best_map` of the last).
+    Raises FastRCNNError if the file cannot be written.
     """
     evaluated = _curve(metrics, "map")
     figure = Figure(figsize=(9, 6 if len(evaluated) else 4.5), layout="constrained")
@@ -26,12 +27,20 @@ def plot_losses(metrics: list[dict], path: str | Path) -> None:
         losses, scores = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         scores.plot(*evaluated.T, "o-", color="tab:red")
         scores.set(ylabel="mAP", ylim=(0, 1))
+        _mark_best(scores, metrics)
     else:
         losses = scores = figure.subplots()
     _draw_losses(losses, metrics)
     scores.set_xlabel("iteration")
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)
+
+
+def _mark_best(axes: Axes, metrics: list[dict]) -> None:
+    best = [(m["best_iteration"], m["best_map"]) for m in metrics if m.get("best_map") is not None][-1:]
+    for iteration, value in best:
+        axes.plot(iteration, value, "o", color="black", markersize=14, fillstyle="none")
+        axes.set_title(f"best: {value:.4f} at iteration {iteration}", fontsize=10)
 
 
 def _draw_losses(axes: Axes, metrics: list[dict]) -> None:

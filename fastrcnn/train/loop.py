@@ -3,7 +3,8 @@
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,21 +25,22 @@ from fastrcnn.device import choose_device
 from fastrcnn.errors import FastRCNNError, NotFiniteError
 from fastrcnn.files import lock
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.weights import WEIGHTS, build, initialise, save_weights, unfold_statistics
+from fastrcnn.model.weights import BEST, WEIGHTS, build, initialise, save_weights, unfold_statistics
 from fastrcnn.train.checkpoint import load_latest, restore, save_checkpoint
 from fastrcnn.train.curves import plot_losses
 from fastrcnn.train.feature_cache import FeatureCache
 from fastrcnn.train.log_file import log_file
 from fastrcnn.train.metrics import Metrics, read_metrics
-from fastrcnn.train.signals import stop_signals
+from fastrcnn.train.signals import Stop, stop_signals
 from fastrcnn.train.solver import check_head_first, make_optimizer, schedule, set_rate
 from fastrcnn.train.step import first_batches, not_finite, start_fully_connected, train_step
+from fastrcnn.train.validation import Evaluate, Validation
 from fastrcnn.train.watch import Watch
 
 log = logging.getLogger(__name__)
 
 METRICS, CURVE = "metrics.jsonl", "losses.png"
-Evaluate = Callable[[Path], float]  # a weights file -> mAP
+REDRAWN = 60.0  # seconds after which the curve is drawn again; it takes less than one
 
 
 @dataclass
@@ -58,18 +60,31 @@ class Run:
 def train(config: Config, resume: bool = False, evaluate: Evaluate | None = None) -> Path:
     """Train as the configuration says and return the weights file, config.output/model.safetensors.
 
-    `evaluate` turns a weights file into mAP; it is called every train.eval_every iterations. Ctrl-C and SIGTERM save a
-    checkpoint and raise KeyboardInterrupt. Raises FastRCNNError for wrong input, a folder that holds another run, and a
-    loss, gradient or weight that is not finite; the last checkpoint then stays.
+    `evaluate` (evaluate.run.evaluate_weights) is called every train.eval_every iterations; the weights of the highest
+    mAP are in best.safetensors. Ctrl-C and SIGTERM save a checkpoint and raise KeyboardInterrupt. Raises FastRCNNError
+    for wrong input, a folder that holds another run, and a loss, gradient or weight that is not finite; the last
+    checkpoint then stays.
     """
     folder = Path(config.output)
     problems: list[Problem] = []
     with lock(folder / ".lock", "the run"), log_file(folder), _changes_listed(problems), stop_signals() as stop:
+        _refuse_replacing(folder, resume)
+        validation = Validation(config, evaluate) if evaluate and config.train.eval_every else None
         run = prepare(config, resume, problems, stop)
-        iterate(run, evaluate, stop)
+        iterate(run, validation, stop)
         save_weights(folder / WEIGHTS, run.model, config, run.statistics)
         log.info("wrote %s", folder / WEIGHTS)
         return folder / WEIGHTS
+
+
+def _refuse_replacing(folder: Path, resume: bool) -> None:
+    if (folder / "config.yaml").exists():
+        if not resume:
+            raise FastRCNNError(f"{folder}: holds a run already; add --resume to resume it, or output=... for another")
+        return
+    for path in (folder / WEIGHTS, folder / BEST):
+        if path.exists():
+            raise FastRCNNError(f"{path}: is of no run in this folder and would be replaced; choose another output")
 
 
 def prepare(config: Config, resume: bool, problems: list[Problem], stop: threading.Event) -> Run:
@@ -78,8 +93,6 @@ def prepare(config: Config, resume: bool, problems: list[Problem], stop: threadi
     `problems` takes what data.on_bad_box changed or left out.
     """
     folder, device = Path(config.output), choose_device(config.device)
-    if (folder / "config.yaml").exists() and not resume:
-        raise FastRCNNError(f"{folder}: holds a run already; add --resume to resume it, or output=... for another")
     images, survey = _open_data(config, problems)
     digest = survey.digest
     checkpoint = load_latest(folder, config, digest) if resume else None
@@ -127,7 +140,7 @@ def _open_data(config: Config, problems: list[Problem]) -> tuple[ImageSet, Surve
     return images.for_training(config.data), survey
 
 
-def iterate(run: Run, evaluate: Evaluate | None, stop: threading.Event) -> None:
+def iterate(run: Run, validation: Validation | None, stop: Stop) -> None:
     """All iterations that are left. Raises KeyboardInterrupt, with a checkpoint saved, once `stop` is set."""
     config, first, last = run.config, run.first, run.config.solver.max_iterations
     device = run.model.device
@@ -137,6 +150,11 @@ def iterate(run: Run, evaluate: Evaluate | None, stop: threading.Event) -> None:
     metrics, watch = Metrics(run.folder / METRICS, first, config.train.log_every), Watch(first, last)
     loader = batches(run.dataset, first, last, config.data.workers, pin_memory=device.type == "cuda")
     bar = tqdm(loader, "training", total=last, initial=first, unit="it", mininterval=1, dynamic_ncols=True)
+    if validation and metrics.evaluated and not validation.best:
+        log.warning("%s: is not there any more; the best is chosen from the evaluations to come", run.folder / BEST)
+    if validation and validation.due(first) and first not in metrics.evaluated:
+        _evaluate(run, validation, metrics, first, stop)  # the run was stopped before this evaluation had ended
+    drawn = time.monotonic()
     with logging_redirect_tqdm(), contextlib.closing(bar):
         for batch in bar:
             rate = schedule(config.solver, batch.iteration)
@@ -147,20 +165,15 @@ def iterate(run: Run, evaluate: Evaluate | None, stop: threading.Event) -> None:
             bar.set_postfix_str(metrics.line(), refresh=False)
 
             done = batch.iteration + 1
-            save_now = done % config.train.checkpoint_every == 0 or done == last
+            due, stopping = validation is not None and validation.due(done), stop.is_set()
+            save_now = due or stopping or done % config.train.checkpoint_every == 0 or done == last
             if save_now:
                 _save(run, batch)
-            evaluate_now = config.train.eval_every and done % config.train.eval_every == 0
-            if evaluate is not None and evaluate_now and not stop.is_set():
-                save_weights(run.folder / WEIGHTS, run.model, config, run.statistics)
-                mean_ap = evaluate(run.folder / WEIGHTS)
-                metrics.add_map(done, mean_ap)
-                log.info("iteration %d: mAP %.4f", done, mean_ap)
-            stopping = stop.is_set()  # perhaps only since the evaluation
-            if stopping and not save_now:
-                _save(run, batch)
-            if stopping or save_now:
-                plot_losses(read_metrics(run.folder / METRICS), run.folder / CURVE)
+            if validation and due and not stopping:
+                _evaluate(run, validation, metrics, done, stop)
+            if save_now or time.monotonic() - drawn > REDRAWN:
+                _draw_curve(run.folder)
+                drawn = time.monotonic()
             if stopping:
                 raise KeyboardInterrupt
 
@@ -172,6 +185,27 @@ def _save(run: Run, batch: Batch) -> None:
         save_checkpoint(run.folder, done, run.model, run.optimizer, run.statistics, run.config, run.digest)
     except NotFiniteError:
         raise not_finite(batch, "a weight or its momentum is no longer finite, after a step") from None
+
+
+def _evaluate(run: Run, validation: Validation, metrics: Metrics, done: int, stop: Stop) -> None:
+    """An evaluation of the weights as they are, for which there is a checkpoint: a signal stops it at once."""
+    began = time.perf_counter()
+    stop.at_once = True
+    try:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        found = validation.measure(run.model, run.statistics, done)
+        metrics.add_map(done, found.mean_ap, validation.best, time.perf_counter() - began)
+    finally:
+        stop.at_once = False
+
+
+def _draw_curve(folder: Path) -> None:
+    """A picture that cannot be replaced, as a viewer on Windows may hold it, is no reason to stop."""
+    try:
+        plot_losses(read_metrics(folder / METRICS), folder / CURVE)
+    except FastRCNNError as e:
+        log.warning("%s", e)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,14 @@ from typing import Any
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import atomic_write
 
-PLOTTED = ("loss", "loss_cls", "loss_bbox", "map")  # numbers or null, where a line has them
+PLOTTED = (
+    "loss",
+    "loss_cls",
+    "loss_bbox",
+    "map",
+    "best_iteration",
+    "best_map",
+)  # numbers or null, where a line has them
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -60,6 +67,7 @@ class Metrics:
         kept = [m for m in read_metrics(path) if m["iteration"] <= first] if path.exists() else []
         with atomic_write(path) as file:
             file.write("".join(json.dumps(m) + "\n" for m in kept).encode())
+        self.evaluated = {m["iteration"] for m in kept if "map" in m}
         self.pending: list[dict[str, float]] = []
         self.recent: deque[dict[str, float]] = deque(maxlen=log_every)
         self.images, self.since = 0, time.perf_counter()
@@ -75,10 +83,14 @@ class Metrics:
             self._write({"iteration": iteration + 1, **means, "lr": lr, "images_per_second": rate})
             self.pending, self.images, self.since = [], 0, time.perf_counter()
 
-    def add_map(self, done: int, value: float) -> None:
-        """The mAP (0 to 1, or NaN) after so many iterations. The time that evaluation took does not count."""
-        self._write({"iteration": done, "map": None if math.isnan(value) else value})
-        self.since = time.perf_counter()
+    def add_map(self, done: int, value: float, best: tuple[int, float] | None, seconds: float) -> None:
+        """The mAP (0 to 1, or NaN) after so many iterations; `best` is the iteration of the best so far, and its mAP.
+
+        The `seconds` that the evaluation took do not count as training.
+        """
+        record = {"iteration": done, "map": None if math.isnan(value) else value}
+        self._write(record | ({"best_iteration": best[0], "best_map": best[1]} if best else {}))
+        self.since += seconds
 
     def line(self) -> str:
         """What the progress bar shows: means over the last log_every iterations."""

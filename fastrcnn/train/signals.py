@@ -11,17 +11,23 @@ log = logging.getLogger(__name__)
 NAMES = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last on Windows only: Ctrl-Break
 
 
+class Stop(threading.Event):
+    """Set by the first signal, or, while nothing would be lost by it, `at_once` a KeyboardInterrupt."""
+
+    at_once = False
+
+
 @contextlib.contextmanager
-def stop_signals() -> Iterator[threading.Event]:
+def stop_signals() -> Iterator[Stop]:
     """An event that the first signal sets; a second one raises KeyboardInterrupt at once.
 
     Outside the main thread, Python lets nobody handle signals, and the event stays unset.
     """
-    stop, received = threading.Event(), False
+    stop, received = Stop(), False
 
     def handler(number: int, _: object) -> None:
         nonlocal received
-        if received:
+        if received or stop.at_once:
             raise KeyboardInterrupt
         received = True
         stop.set()

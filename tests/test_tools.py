@@ -29,6 +29,7 @@ TOOLS = (
     "compress",
     "detect",
     "export",
+    "compare",
     "convert",
     "configs",
     "bench",
@@ -111,7 +112,11 @@ def test_evaluation_and_scoring_again(workspace):
     assert {p.name for p in (results / "voc").iterdir()} == {f"comp4_det_test_{name}.txt" for name in CLASSES}
     again = run("test", "small.yaml", results / "detections.json", "--output", "again", "--coco", cwd=workspace).stdout
     assert again == found
-    assert json.loads((workspace / "again/results.json").read_text()) == numbers
+    rescored = json.loads((workspace / "again/results.json").read_text())
+    assert numbers.pop("detections") == "detections.json" and Path(rescored.pop("detections")).exists()
+    assert rescored == numbers and numbers["trained"]["solver"]["max_iterations"] in (6, 8)
+    compared = run("compare", "runs/small", "again", "--html", "pages/a.html", cwd=workspace).stdout
+    assert "B and A are equal" in compared and (workspace / "pages/a.html").exists()
 
 
 def test_evaluation_goes_on_after_a_kill(workspace, monkeypatch):

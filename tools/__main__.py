@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
-NAMES = ("check", "proposals", "train", "test", "compress", "detect", "export", "convert", "configs", "demo", "bench")
+NAMES = (
+    *("check", "proposals", "train", "test", "compress", "detect", "export", "compare", "convert", "configs", "demo"),
+    "bench",
+)
 
 
 def main() -> None:

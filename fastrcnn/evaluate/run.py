@@ -23,6 +23,7 @@ from fastrcnn.device import choose_device
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate import coco, report, voc
 from fastrcnn.evaluate.html_report import Evaluated, write_report
+from fastrcnn.evaluate.results import RESULTS, Origin, named_from, trained_for
 from fastrcnn.evaluate.rows import DetectionRows, ObjectRows, join
 from fastrcnn.files import atomic_write, file_digest, lock, refuse_overwrite, write_json
 from fastrcnn.journal import Journal
@@ -32,7 +33,7 @@ from fastrcnn.proposals.recall import proposal_recall
 log = logging.getLogger(__name__)
 
 DETECTIONS, PARTIAL = "detections.json", "detections.partial.jsonl"
-SCORES = ("results.json", "table.txt", "precision_recall.png")
+SCORES = (RESULTS, "table.txt", "precision_recall.png")
 REPORT = "report.html"
 
 
@@ -63,11 +64,12 @@ def evaluate_weights(
         problems: list[Problem] = []
         images = open_data(_test_sets(config), config, problems)
         _check_labels(config, images.records, problems)
-        detector = _detector(config, weights, device)
+        detector, trained = _detector(config, weights, device)
         journal = _journal(folder / PARTIAL, _key(config, weights, images))
         found = _detect_all(detector, images, journal)
         write_detections(folder / DETECTIONS, config.classes, found)
-        evaluation = _score(config, found, images.records, folder, with_coco)
+        origin = Origin(config, trained, DETECTIONS)
+        evaluation = _score(config, found, images.records, folder, origin, with_coco)
         journal.remove()
         if with_report:
             _report(config, weights, images.records, images, evaluation, folder)
@@ -83,7 +85,8 @@ def evaluate_detections(
     problems: list[Problem] = []
     records = read_data_sets(_test_sets(config), config.data, config.classes, problems)
     _check_labels(config, records, problems)
-    evaluation = _score(config, images, records, Path(folder), with_coco)
+    origin = Origin(config, trained_for(detections), named_from(folder, detections))
+    evaluation = _score(config, images, records, Path(folder), origin, with_coco)
     if with_report:
         try:
             covered: ImageSet | None = open_data(_test_sets(config), config)
@@ -106,14 +109,15 @@ def _check_labels(config: Config, records: Sequence[ImageRecord], problems: Sequ
     log_problems(crowded(records, config.test.max_detections))
 
 
-def _detector(config: Config, weights: str | Path, device: torch.device) -> Detector:
+def _detector(config: Config, weights: str | Path, device: torch.device) -> tuple[Detector, Config]:
+    """The network at work, and the configuration that it was trained with."""
     model, trained = load_model(weights, config.precision)
     if list(class_index(trained.classes)) != list(class_index(config.classes)):
         raise FastRCNNError(
             f"{weights}: was trained for the classes {', '.join(trained.classes)}; the configuration has "
             f"{', '.join(config.classes)}. Evaluate with the configuration of the training run"
         )
-    return Detector(model, config, device)
+    return Detector(model, config, device), trained
 
 
 def _test_sets(config: Config) -> list[DataSetConfig]:
@@ -123,7 +127,12 @@ def _test_sets(config: Config) -> list[DataSetConfig]:
 
 
 def _score(
-    config: Config, images: Sequence[DetectedImage], records: Sequence[ImageRecord], folder: Path, with_coco: bool
+    config: Config,
+    images: Sequence[DetectedImage],
+    records: Sequence[ImageRecord],
+    folder: Path,
+    origin: Origin,
+    with_coco: bool,
 ) -> Evaluation:
     rows = join(images, records, config.classes)
     result = voc.evaluate(*rows, len(config.classes) + 1, metric=config.test.ap_rule)
@@ -138,7 +147,7 @@ def _score(
         values = coco.evaluate_coco(*rows, len(config.classes) + 1, config.test.max_detections)
         numbers["coco"] = {name: _number(value) for name, value in values.items()}
         table += "\nCOCO: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-    write_json(folder / "results.json", numbers)
+    write_json(folder / RESULTS, {**numbers, **origin.to_json()})
     with atomic_write(folder / "table.txt") as file:
         file.write(f"{table}\n".encode(errors="backslashreplace"))
     report.plot_precision_recall(result, config.classes, folder / "precision_recall.png")

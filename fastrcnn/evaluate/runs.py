@@ -1,0 +1,190 @@
+"""Runs side by side that were tested on the same pictures: what differs in their settings, and what in their AP."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastrcnn import config as configs
+from fastrcnn.annotations.read import read_data_sets
+from fastrcnn.annotations.records import ImageRecord
+from fastrcnn.config import Config
+from fastrcnn.detections import plain_name, read_detections
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.evaluate.compare import RESAMPLES, Interval, draw, interval, resampled_ap
+from fastrcnn.evaluate.results import AGAIN, Origin, Results
+from fastrcnn.evaluate.rows import DetectionRows, ObjectRows, few, join
+
+TOLERANCE = 0.05  # image pixels: a box that went through another format, such as YOLO's fractions, is the same
+# Of a configuration, what training depends on is not read at test, and the other way round.
+ONLY_TEST = ("test.", "data.test", "image.test_")
+AT_TEST = (*ONLY_TEST, "data.", "proposals.", "precision")
+NEVER = ("output", "device", "feature_cache", "data.workers", "data.validation", "train.")  # no weight depends on them
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Runs on one test set. In lists of intervals the mean comes first, then each class."""
+
+    classes: list[str]
+    image_count: int
+    settings: dict[str, list[Any]]  # by dotted key, where they differ: the value of each run
+    own: list[list[Interval]]  # AP of each run
+    differences: list[list[Interval]]  # of each run but the first to the first
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """What a run found and should have found, with the first run's numbers of classes; images by sorted id."""
+
+    run: Results
+    ids: list[str]
+    detections: DetectionRows
+    objects: ObjectRows
+
+
+def compare_runs(runs: Sequence[Results], resamples: int = RESAMPLES) -> Comparison:
+    """Compare each run with the first one.
+
+    The annotations are read as each run's configuration says. Raises FastRCNNError, naming what differs, for runs of
+    other classes, another rule of AP, other pictures or other objects, and where a run's files no longer give the AP
+    in its results.json.
+    """
+    first = runs[0].origin.config
+    records: dict[str, list[ImageRecord]] = {}
+    scored = []
+    for run in runs:
+        _check_rules(runs[0], run)
+        scored.append(_scored(run, first.classes, records))
+        _check_pictures(scored[0], scored[-1])
+        _check_objects(scored[0], scored[-1])
+    weights = draw(len(scored[0].ids), resamples)
+    found = [
+        resampled_ap(each.detections, each.objects, len(first.classes) + 1, weights, first.test.ap_rule)
+        for each in scored
+    ]
+    for run, ap in zip(runs, found, strict=True):
+        _check_scores(run, first.classes, ap[0, 1:])
+    return Comparison(
+        first.classes,
+        len(scored[0].ids),
+        different_settings([run.origin for run in runs]),
+        [[interval(column) for column in ap.T] for ap in found],
+        [[interval(column) for column in (ap - found[0]).T] for ap in found[1:]],
+    )
+
+
+def _scored(run: Results, classes: Sequence[str], read: dict[str, list[ImageRecord]]) -> _Scored:
+    """`read` keeps the annotations that were read before: runs of one data set share them."""
+    config = run.origin.config
+    data = configs.to_dict(config.data)
+    key = json.dumps([data[name] for name in data if name not in ("train", "validation", "workers")])
+    if key not in read:
+        read[key] = read_data_sets(config.data.test, config.data, classes)
+    _, images = read_detections(run.detections)
+    try:
+        return _Scored(run, sorted(record.id for record in read[key]), *join(images, read[key], classes))
+    except FastRCNNError as e:
+        raise FastRCNNError(f"{run.detections}: {e}") from None
+
+
+def _check_rules(first: Results, run: Results) -> None:
+    a, b = first.origin.config, run.origin.config
+    ours, theirs = ({plain_name(name) for name in config.classes} for config in (a, b))
+    if ours != theirs:
+        raise FastRCNNError(
+            f"{run.path}: has not the classes of {first.path} (without {few(sorted(ours - theirs))}, with "
+            f"{few(sorted(theirs - ours))}); only runs of the same classes can be compared"
+        )
+    if a.test.ap_rule != b.test.ap_rule:
+        raise FastRCNNError(
+            f"{run.path}: its AP is by test.ap_rule={b.test.ap_rule}, that of {first.path} by {a.test.ap_rule}; "
+            f"{AGAIN} test.ap_rule={a.test.ap_rule}"
+        )
+
+
+def _check_pictures(first: _Scored, other: _Scored) -> None:
+    ours, theirs = set(first.ids), set(other.ids)
+    if ours != theirs:
+        raise FastRCNNError(
+            f"{other.run.path}: is not of the pictures of {first.run.path}: {len(ours - theirs)} missing "
+            f"({few(sorted(ours - theirs))}), {len(theirs - ours)} more ({few(sorted(theirs - ours))}); test both on "
+            "the same data.test"
+        )
+
+
+def _check_objects(first: _Scored, other: _Scored) -> None:
+    a, b = (_sorted_objects(each.objects) for each in (first, other))
+    if len(a) == len(b):
+        unlike = (np.abs(a - b) > TOLERANCE).any(axis=1)
+        if not unlike.any():
+            return
+    counts = [np.bincount(rows[:, 0].astype(np.int64), minlength=len(first.ids)) for rows in (a, b)]
+    image = int(np.argmax(counts[0] != counts[1])) if len(a) != len(b) else int(a[np.argmax(unlike), 0])
+    raise FastRCNNError(
+        f"{other.run.path}: its annotations are not those of {first.run.path}: they differ in {first.ids[image]}, with "
+        f"{counts[0][image]} and {counts[1][image]} objects; test both on the same data.test"
+    )
+
+
+def _sorted_objects(objects: ObjectRows) -> np.ndarray:
+    """Rows of image, class, difficult and box, in an order that does not depend on that in a file."""
+    rows = np.column_stack((objects.images, objects.classes, objects.difficult, objects.boxes.astype(np.float64)))
+    return rows[np.lexsort(np.rint(rows).T[::-1])]
+
+
+def _check_scores(run: Results, classes: Sequence[str], ap: np.ndarray) -> None:
+    said = {plain_name(name): np.nan if value is None else value for name, value in run.ap.items()}
+    for name, value in zip(classes, ap.tolist(), strict=True):
+        was = said.get(plain_name(name), np.nan)
+        if not np.isclose(was, value, rtol=0, atol=1e-9, equal_nan=True):
+            raise FastRCNNError(
+                f"{run.path}: says AP {was:.4f} of {name}, and {run.detections} gives {value:.4f} on the annotations "
+                f"of today; one of the two has changed since: {AGAIN}"
+            )
+
+
+def different_settings(origins: Sequence[Origin]) -> dict[str, list[Any]]:
+    """The keys in which runs differ, dotted, with the value of each run; None where a run does not have the key.
+
+    What a network was trained with comes from its weights, what it was tested with from the evaluation. A key of both,
+    such as precision, that differs otherwise at test comes again as `precision, at test`. Keys that change no result
+    are left out.
+    """
+    trained = _differences([_dotted(origin.trained or origin.config) for origin in origins], (), (*ONLY_TEST, *NEVER))
+    found = dict(trained)
+    left_out = ("data.train", "data.drop_", *NEVER)
+    for key, values in _differences([_dotted(origin.config) for origin in origins], AT_TEST, left_out).items():
+        if trained.get(key) != values:
+            found[f"{key}, at test" if key in trained else key] = values
+    return found
+
+
+def _differences(
+    trees: Sequence[Mapping[str, Any]], only: tuple[str, ...], left_out: tuple[str, ...]
+) -> dict[str, list[Any]]:
+    keys = dict.fromkeys(key for tree in trees for key in tree)
+    columns = {key: [tree.get(key) for tree in trees] for key in keys if not key.startswith(left_out)}
+    return {
+        key: values
+        for key, values in columns.items()
+        if (not only or key.startswith(only)) and any(value != values[0] for value in values)
+    }
+
+
+def _dotted(config: Config) -> dict[str, Any]:
+    """The values of a configuration by their dotted keys; lists of plain values are one value."""
+    found: dict[str, Any] = {}
+
+    def walk(node: Any, key: str) -> None:
+        parts = list(enumerate(node)) if isinstance(node, list) and node and isinstance(node[0], dict) else []
+        parts = list(node.items()) if isinstance(node, dict) else parts
+        for name, value in parts:
+            walk(value, f"{key}.{name}" if key else str(name))
+        if not parts:
+            found[key] = node
+
+    walk(configs.to_dict(config), "")
+    return found

@@ -186,3 +186,15 @@ def _rule(node: dict[str, Any], schema: dict[str, Any]) -> str:
         if key in node
     ]
     return " ".join([names.get(node.get("type", ""), "a mapping of keys to values"), " and ".join(bounds)]).strip()
+
+
+def dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The values in nested dictionaries by their dotted keys; a place in a list of dictionaries is a key, too."""
+    if isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        tree = dict(enumerate(tree))
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(dotted(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat

@@ -3,6 +3,7 @@
 import json
 import runpy
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -179,8 +180,10 @@ def test_the_tool(tested, tmp_path, monkeypatch, capsys):
     def tool(*words):
         monkeypatch.setattr(sys, "argv", ["compare.py", *words])
         monkeypatch.setattr(sys, "path", [str(TOOLS), *sys.path])
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
         with pytest.raises(SystemExit) as stopped:
             runpy.run_path(str(TOOLS / "compare.py"), run_name="__main__")
+        sys.modules.pop("_common")
         return stopped.value.code, capsys.readouterr()
 
     page = tmp_path / "pages" / "a.html"

@@ -48,7 +48,7 @@ def refuse_other_than_page(path: Path) -> None:
 
 def as_text(comparison: "Comparison", names: list[str]) -> str:
     """The runs, the settings that differ, a table for each run but the first, and the verdicts."""
-    from fastrcnn.evaluate.runs_page import BY_CHANCE, letter, row_names, shown_value, verdicts
+    from fastrcnn.evaluate.runs_page import MARK, letter, row_names, shown_value, verdicts
 
     letters = [letter(i) for i in range(len(names))]
     lines = [f"{'':3}{'mAP':8}{'95 %':20}{comparison.image_count} pictures"]
@@ -66,7 +66,7 @@ def as_text(comparison: "Comparison", names: list[str]) -> str:
             if a.value != a.value:
                 rows[-1][1:] = ["no objects"]
         lines += ["", *aligned(rows)]
-    return "\n".join([*lines, "", f"* {BY_CHANCE}", *verdicts(comparison)])
+    return "\n".join([*lines, "", MARK, *verdicts(comparison)])
 
 
 def aligned(rows: list[list[str]]) -> list[str]:

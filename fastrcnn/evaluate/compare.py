@@ -3,7 +3,9 @@
 The images of a test set are a sample: others would give another mAP. A resample draws as many images as there are, with
 replacement, the same ones for every run, and each run gets its AP on them. The middle 95 % of the resamples' values is
 the interval of an AP, the middle 95 % of their differences that of a difference (the percentile method; Efron and
-Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). It says nothing about another seed of training.
+Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). It says nothing about another seed of training. AP is
+higher on resamples, as a picture drawn twice agrees with itself: by 0.013 at mAP 0.25 on 600 pictures, so that its own
+interval lies high. Differences of two moved by at most 0.004 there.
 
 Which detection is right depends on its image alone, so that matching is done once; an image drawn twice counts twice.
 

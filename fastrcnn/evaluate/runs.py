@@ -1,7 +1,7 @@
 """Runs side by side that were tested on the same pictures: what differs in their settings, and what in their AP."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from fastrcnn import config as configs
 from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config
+from fastrcnn.config_rules import dotted
 from fastrcnn.detections import plain_name, read_detections
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.compare import RESAMPLES, Interval, draw, interval, resampled_ap
@@ -153,38 +154,18 @@ def different_settings(origins: Sequence[Origin]) -> dict[str, list[Any]]:
     such as precision, that differs otherwise at test comes again as `precision, at test`. Keys that change no result
     are left out.
     """
-    trained = _differences([_dotted(origin.trained or origin.config) for origin in origins], (), (*ONLY_TEST, *NEVER))
+    trained = _differences([origin.trained or origin.config for origin in origins], (), (*ONLY_TEST, *NEVER))
     found = dict(trained)
     left_out = ("data.train", "data.drop_", *NEVER)
-    for key, values in _differences([_dotted(origin.config) for origin in origins], AT_TEST, left_out).items():
+    for key, values in _differences([origin.config for origin in origins], AT_TEST, left_out).items():
         if trained.get(key) != values:
             found[f"{key}, at test" if key in trained else key] = values
     return found
 
 
-def _differences(
-    trees: Sequence[Mapping[str, Any]], only: tuple[str, ...], left_out: tuple[str, ...]
-) -> dict[str, list[Any]]:
-    keys = dict.fromkeys(key for tree in trees for key in tree)
+def _differences(runs: Sequence[Config], only: tuple[str, ...], left_out: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Of the keys that start as `only` says, all for (), and not as `left_out` says."""
+    trees = [dotted(configs.to_dict(config)) for config in runs]
+    keys = dict.fromkeys(key for tree in trees for key in tree if key.startswith(only or ""))
     columns = {key: [tree.get(key) for tree in trees] for key in keys if not key.startswith(left_out)}
-    return {
-        key: values
-        for key, values in columns.items()
-        if (not only or key.startswith(only)) and any(value != values[0] for value in values)
-    }
-
-
-def _dotted(config: Config) -> dict[str, Any]:
-    """The values of a configuration by their dotted keys; lists of plain values are one value."""
-    found: dict[str, Any] = {}
-
-    def walk(node: Any, key: str) -> None:
-        parts = list(enumerate(node)) if isinstance(node, list) and node and isinstance(node[0], dict) else []
-        parts = list(node.items()) if isinstance(node, dict) else parts
-        for name, value in parts:
-            walk(value, f"{key}.{name}" if key else str(name))
-        if not parts:
-            found[key] = node
-
-    walk(configs.to_dict(config), "")
-    return found
+    return {key: values for key, values in columns.items() if any(value != values[0] for value in values)}

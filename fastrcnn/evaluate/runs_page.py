@@ -9,7 +9,7 @@ from fastrcnn.evaluate.compare import Interval, verdict
 from fastrcnn.evaluate.page import Column, data_table, element, facts, name, page, section
 from fastrcnn.evaluate.runs import Comparison
 
-BY_CHANCE = "marked: 0 is outside the interval; of 20 classes that do not differ, one is marked by chance"
+MARK = "* 0 is outside the interval; of 20 classes that do not differ, one is marked by chance"
 
 
 def letter(index: int) -> str:
@@ -51,10 +51,11 @@ def comparison_page(comparison: Comparison, names: Sequence[str]) -> bytes:
         for i in range(1, len(names))
     ]
     method = (
-        f"AP on {comparison.image_count} pictures. The interval holds 95 % of the values that resamples of these "
-        f"pictures give (paired bootstrap); it says nothing of another seed of training. An asterisk is {BY_CHANCE}."
+        f"AP on {comparison.image_count} pictures. An interval holds 95 % of the values that resamples of these "
+        "pictures give (paired bootstrap); it says nothing of another seed of training."
     )
-    return page("Comparison of runs", runs, *answers, section("Settings", settings), element("p", method), *tables)
+    parts = [section("Settings", settings), section("AP", element("p", method), element("p", MARK)), *tables]
+    return page("Comparison of runs", runs, *answers, *parts)
 
 
 def _table(comparison: Comparison, i: int) -> tuple[list[Column], list[list[Any]], list[Any]]:

@@ -2,13 +2,13 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
+from fastrcnn.config_rules import dotted
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import remove_leftovers
 from fastrcnn.model.checkpoint_file import Checkpoint, read_checkpoint, write_checkpoint
@@ -81,7 +81,7 @@ def load_latest(folder: Path, config: Config, data: str) -> Checkpoint | None:
 def _refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, data: str) -> None:
     """With anything else changed it would be no resume; each difference is named."""
     started = configs.from_dict(checkpoint.config, source=str(path))
-    before, now = _flatten(configs.to_dict(started)), _flatten(configs.to_dict(config))
+    before, now = dotted(configs.to_dict(started)), dotted(configs.to_dict(config))
     ends_at_zero = config.solver.schedule != "step"  # then the rate of every iteration depends on the last
     free = [f for f in FREE_SETTINGS if not (ends_at_zero and f == "solver.max_iterations")]
     changed = [
@@ -101,15 +101,6 @@ def _refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, data: 
             f"{path}: the run was started on other images, boxes or proposals{capped}; put them back, or choose "
             "another output"
         )
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else key))
-    return flat
 
 
 def restore(checkpoint: Checkpoint, model: FastRCNN, optimizer: torch.optim.Optimizer) -> None:

@@ -78,8 +78,8 @@ def test_interval_is_the_middle_95_percent_around_the_sets_own_value():
 def test_a_pair_is_told_apart_where_each_alone_is_not():
     """B finds what A finds and a little more: their own intervals overlap, that of the difference excludes 0."""
     found, objects = made(images=150)
-    order, right = match(found, objects, 4)
-    kept = np.setdiff1d(np.arange(len(found.scores)), order[right][::8])
+    right = np.flatnonzero(match(found, objects, 4).right)
+    kept = np.setdiff1d(np.arange(len(found.scores)), right[::8])
     worse = type(found)(*(column[kept] for column in vars(found).values()))
     weights = draw(150, 400)
     a, b = (resampled_ap(rows, objects, 4, weights)[:, 0] for rows in (worse, found))

@@ -310,6 +310,13 @@ class DetectionConfig(Section, title="test"):
     """Detections that score less are dropped; this and max_detections as in py-faster-rcnn, lib/fast_rcnn/test.py."""
     max_detections: Count = 100
     """Per image, over all classes."""
+    flip: bool = False
+    """Look at the mirrored picture too, and take the mean of probabilities and boxes of each RoI: twice the time."""
+    average_scales: bool = False
+    """Of several image.test_short_side: look at each RoI in all, and take the mean, not in the one nearest 224^2."""
+    second_pass: Count | None = None
+    """So many of the best boxes go through fc6 and fc7 again as RoIs, and NMS sees both passes (Gidaris and Komodakis
+    2015, section 4); 300 is a good number, with box_voting. null: one pass."""
     soft_nms: Literal["linear", "gaussian"] | None = None
     """Instead of dropping what overlaps a better detection, lower its score (Bodla et al. 2017): times 1 - IoU from
     nms_iou on, or times exp(-IoU^2 / 0.5), whatever nms_iou is; dropped is what falls to score_threshold, so set that
@@ -366,6 +373,13 @@ class Config(Section):
     def _head_comes_before_something(self) -> "Config":
         rule = "0 where model.freeze_up_to is null: convolutions that start at random have nothing to keep"
         self.require(not self.solver.head_iterations or bool(self.model.freeze_up_to), "solver.head_iterations", rule)
+        return self
+
+    @model_validator(mode="after")
+    def _scales_to_average(self) -> "Config":
+        several = len(self.image.test_short_side) > 1
+        rule = "false, or image.test_short_side a list of several scales to take the mean of"
+        self.require(several or not self.test.average_scales, "test.average_scales", rule)
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,8 @@ import fastrcnn
 from fastrcnn import boxes as box_ops
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
-from fastrcnn.detect.detector import Detector, nearest_scale
+from fastrcnn.detect.detector import Detector
+from fastrcnn.detect.views import nearest_scale
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import image_scale, prepare_image, read_image
 from fastrcnn.model.svd import compress_weights

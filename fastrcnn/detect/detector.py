@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float, Float32, UInt8
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
@@ -16,14 +17,13 @@ from fastrcnn import config as configs
 from fastrcnn.config import Config
 from fastrcnn.detect.inputs import Picture, as_pixels, as_rois
 from fastrcnn.detect.nms import select_detections
+from fastrcnn.detect.views import Look, Rows, look_at
 from fastrcnn.detections import Detections
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.images import image_scale, prepare_image
+from fastrcnn.images import prepare_image
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.roi_features import bins_first, pool_for_inference, project, roi_cells, unique_rois
 from fastrcnn.proposals.selective_search import selective_search
-
-CANONICAL_AREA = 224**2  # scaled pixels; a RoI is looked at in the scale that brings it nearest (section 3.3, SPPnet)
 
 
 def detection_settings(config: Config) -> dict[str, Any]:
@@ -92,29 +92,22 @@ class Detector:
         return Detections(found, classes, best, tuple(self.config.classes))
 
     @torch.inference_mode()
-    def classify(
-        self, image: UInt8[np.ndarray, "H W 3"], rois: Float32[Tensor, "R 4"]
-    ) -> tuple[Float32[Tensor, "R K"], Float32[Tensor, "R K 4"]]:
-        """Every RoI's probabilities and boxes; boxes and RoIs in image pixels, boxes clipped to the image."""
-        height, width = image.shape[:2]
-        settings = self.config.image
-        scales = [image_scale(width, height, side, settings.test_long_side) for side in settings.test_short_side]
-        level = nearest_scale(rois, scales)
-        scores = rois.new_zeros(len(rois), len(self.config.classes) + 1)
-        boxes = rois.new_zeros(*scores.shape, 4)
-        for index, scale in enumerate(scales):
-            chosen = (level == index).nonzero().squeeze(1)
-            if len(chosen):
-                scores[chosen], boxes[chosen] = self._one_scale(image, rois[chosen], scale)
-        return scores, box_ops.clip(boxes, width, height)
+    def classify(self, image: UInt8[np.ndarray, "H W 3"], rois: Float32[Tensor, "R 4"]) -> Rows:
+        """Probabilities and boxes of every RoI, and of the boxes of a second pass; see views.look_at.
 
-    def _one_scale(
-        self, image: UInt8[np.ndarray, "H W 3"], rois: Float32[Tensor, "R 4"], scale: float
-    ) -> tuple[Float32[Tensor, "R K"], Float32[Tensor, "R K 4"]]:
-        """Probabilities of RoIs looked at in one scale, and boxes that are not clipped yet."""
-        model, normalisation = self.model, self.model.normalisation
+        Boxes and RoIs are in image pixels, boxes clipped to the image.
+        """
+        return look_at(self._network, image, rois, self.config)
+
+    def _network(self, image: UInt8[np.ndarray, "H W 3"], scale: float) -> Look:
+        """The feature map of a picture at a scale, in what gives the rows of its RoIs."""
+        normalisation = self.model.normalisation
         pixels = prepare_image(image, scale, normalisation.mean, normalisation.std).to(self.device)
-        features = model.features([pixels])
+        return partial(self._head, self.model.features([pixels]), scale)
+
+    def _head(self, features: list[Float[Tensor, "C _ _"]], scale: float, rois: Float32[Tensor, "R 4"]) -> Rows:
+        """Probabilities of RoIs of one feature map, and boxes that are not clipped yet."""
+        model = self.model
         projected = project(rois, scale)
         # RoIs that round to the same cells have the same features: pool and multiply one of them for all.
         distinct, inverse = unique_rois(roi_cells(projected, 1 / model.stride))
@@ -135,10 +128,3 @@ def _copied(model: FastRCNN, device: torch.device) -> FastRCNN:
             copy = bins_first(copy, model.config.pool_size)
         copies[id(weight)] = nn.Parameter(copy, requires_grad=False)
     return deepcopy(model, copies).to(device).eval()  # deepcopy takes what is in its memo for a copy made already
-
-
-def nearest_scale(rois: Float32[Tensor, "R 4"], scales: list[float]) -> Int64[Tensor, "R"]:
-    """The index of the scale that brings each RoI's area (image pixels) nearest 224^2; the first of equals
-    (fast-rcnn lib/fast_rcnn/test.py, _project_im_rois)."""
-    squares = rois.new_tensor(scales).square()
-    return (box_ops.area(rois)[:, None] * squares - CANONICAL_AREA).abs().argmin(dim=1)

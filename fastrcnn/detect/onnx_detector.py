@@ -12,6 +12,7 @@ from torch import Tensor
 from fastrcnn import config as configs
 from fastrcnn.config import Config
 from fastrcnn.detect.detector import Detector
+from fastrcnn.detect.views import Look, Rows
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import METADATA_KEY
 from fastrcnn.images import prepare_image
@@ -30,13 +31,17 @@ class OnnxDetector(Detector):
         self.session, self.config = session, config
         self.device, self.precision = torch.device("cpu"), "float32"
 
-    def _one_scale(
-        self, image: UInt8[np.ndarray, "H W 3"], rois: Float32[Tensor, "R 4"], scale: float
-    ) -> tuple[Float32[Tensor, "R K"], Float32[Tensor, "R K 4"]]:
+    def _network(self, image: UInt8[np.ndarray, "H W 3"], scale: float) -> Look:
         pixels = prepare_image(image, scale, (0, 0, 0), (1, 1, 1)).permute(1, 2, 0)  # the graph normalises
-        inputs = {"image": pixels.numpy(), "rois": rois.numpy(), "scale": np.array(scale)}
-        scores, boxes = map(torch.from_numpy, self.session.run(["scores", "boxes"], inputs))
-        return scores, boxes
+        inputs = {"image": pixels.numpy(), "scale": np.array(scale)}
+
+        def look(rois: Float32[Tensor, "R 4"]) -> Rows:
+            scores, boxes = map(
+                torch.from_numpy, self.session.run(["scores", "boxes"], inputs | {"rois": rois.numpy()})
+            )
+            return scores, boxes
+
+        return look
 
 
 def load_onnx(path: str | Path, device: str = "auto", precision: str | None = None) -> OnnxDetector:

@@ -228,7 +228,7 @@ def _verify(
     for name, pixels in pictures:
         proposals = as_rois(selective_search(pixels, name, reference.config.proposals))
         (scores, _), (others, _) = (detector.classify(pixels, proposals) for detector in (reference, exported))
-        differences.append(float((scores - others).abs().max()) if len(proposals) else 0.0)
+        differences.append(float((scores - others)[: len(proposals)].abs().max()) if len(proposals) else 0.0)
         (found, one), (again, two) = (_timed(detector, pixels, proposals) for detector in (reference, exported))
         seconds.append((one, two))
         rois, detections = rois + len(proposals), detections + len(found)

@@ -301,6 +301,8 @@ class TrainConfig(Section, title="train"):
     """Iterations."""
     eval_every: Count | None = None
     """Iterations between evaluations, on data.validation, or data.test if there is none; null: none."""
+    tensorboard: bool = False
+    """Also write the metrics, and pictures of each evaluation, for TensorBoard: pip install "fastrcnn[tensorboard]"."""
 
 
 class DetectionConfig(Section, title="test"):

@@ -26,6 +26,7 @@ from fastrcnn.errors import FastRCNNError, NotFiniteError
 from fastrcnn.files import lock
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.weights import BEST, WEIGHTS, build, initialise, save_weights, unfold_statistics
+from fastrcnn.train.board import Board, check_installed
 from fastrcnn.train.checkpoint import load_latest, restore, save_checkpoint
 from fastrcnn.train.curves import plot_losses
 from fastrcnn.train.feature_cache import FeatureCache
@@ -39,7 +40,7 @@ from fastrcnn.train.watch import Watch
 
 log = logging.getLogger(__name__)
 
-METRICS, CURVE = "metrics.jsonl", "losses.png"
+METRICS, CURVE, BOARD = "metrics.jsonl", "losses.png", "tensorboard"
 REDRAWN = 60.0  # seconds after which the curve is drawn again; it takes less than one
 
 
@@ -69,6 +70,8 @@ def train(config: Config, resume: bool = False, evaluate: Evaluate | None = None
     problems: list[Problem] = []
     with lock(folder / ".lock", "the run"), log_file(folder), _changes_listed(problems), stop_signals() as stop:
         _refuse_replacing(folder, resume)
+        if config.train.tensorboard:
+            check_installed()
         validation = Validation(config, evaluate) if evaluate and config.train.eval_every else None
         run = prepare(config, resume, problems, stop)
         iterate(run, validation, stop)
@@ -147,27 +150,28 @@ def iterate(run: Run, validation: Validation | None, stop: Stop) -> None:
     images, classes = len(run.dataset.images), len(config.classes)
     log.info("%d images, %d classes, iterations %d to %d, on %s", images, classes, first, last, device)
     save(config, run.folder / "config.yaml")  # from here on it is a run: what was wrong before leaves none
-    metrics, watch = Metrics(run.folder / METRICS, first, config.train.log_every), Watch(first, last)
+    board = Board(run.folder / BOARD if config.train.tensorboard else None, first)
+    metrics = Metrics(run.folder / METRICS, first, config.train.log_every, board)
+    watch = Watch(first, last)
     loader = batches(run.dataset, first, last, config.data.workers, pin_memory=device.type == "cuda")
     bar = tqdm(loader, "training", total=last, initial=first, unit="it", mininterval=1, dynamic_ncols=True)
     if validation and metrics.evaluated and not validation.best:
         log.warning("%s: is not there any more; the best is chosen from the evaluations to come", run.folder / BEST)
-    if validation and validation.due(first) and first not in metrics.evaluated:
-        _evaluate(run, validation, metrics, first, stop)  # the run was stopped before this evaluation had ended
     drawn = time.monotonic()
-    with logging_redirect_tqdm(), contextlib.closing(bar):
+    with logging_redirect_tqdm(), contextlib.closing(bar), contextlib.closing(board):
+        if validation and validation.due(first) and first not in metrics.evaluated:
+            _evaluate(run, validation, metrics, first, stop)  # the run was stopped before this evaluation had ended
         for batch in bar:
-            rate = schedule(config.solver, batch.iteration)
-            set_rate(run.optimizer, rate)
-            values = train_step(run.model, run.optimizer, batch.to(device), run.statistics, config)
+            rate, values = one_iteration(run, batch.to(device))
             watch.check(batch.iteration, batch.ids, values)
-            metrics.add(batch.iteration, len(batch.ids), rate * config.solver.lr, values)
+            metrics.add(batch.iteration, len(batch.ids), rate, values)
             bar.set_postfix_str(metrics.line(), refresh=False)
 
             done = batch.iteration + 1
             due, stopping = validation is not None and validation.due(done), stop.is_set()
             save_now = due or stopping or done % config.train.checkpoint_every == 0 or done == last
             if save_now:
+                board.flush()
                 _save(run, batch)
             if validation and due and not stopping:
                 _evaluate(run, validation, metrics, done, stop)
@@ -176,6 +180,13 @@ def iterate(run: Run, validation: Validation | None, stop: Stop) -> None:
                 drawn = time.monotonic()
             if stopping:
                 raise KeyboardInterrupt
+
+
+def one_iteration(run: Run, batch: Batch) -> tuple[float, dict[str, float]]:
+    """One step on a batch on the model's device; its rate and what train_step returns."""
+    factor = schedule(run.config.solver, batch.iteration)
+    set_rate(run.optimizer, factor)
+    return factor * run.config.solver.lr, train_step(run.model, run.optimizer, batch, run.statistics, run.config)
 
 
 def _save(run: Run, batch: Batch) -> None:
@@ -196,6 +207,8 @@ def _evaluate(run: Run, validation: Validation, metrics: Metrics, done: int, sto
             raise KeyboardInterrupt
         found = validation.measure(run.model, run.statistics, done)
         metrics.add_map(done, found.mean_ap, validation.best, time.perf_counter() - began)
+        metrics.board.pictures(done, validation.records, found.detections)
+        metrics.board.flush()
     finally:
         stop.at_once = False
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import atomic_write
+from fastrcnn.train.board import Board
 
 PLOTTED = (
     "loss",
@@ -61,9 +62,10 @@ def _is_record(record: object) -> bool:
 class Metrics:
     """Writes means over log_every iterations. Lines past the iteration that a run resumes from are cut."""
 
-    def __init__(self, path: Path, first: int, log_every: int):
-        """Raises FastRCNNError as read_metrics does, and when the file cannot be written."""
-        self.path, self.log_every = path, log_every
+    def __init__(self, path: Path, first: int, log_every: int, board: Board | None = None):
+        """`board` gets the same numbers. Raises FastRCNNError as read_metrics does, and when the file cannot be
+        written."""
+        self.path, self.log_every, self.board = path, log_every, board or Board(None, first)
         kept = [m for m in read_metrics(path) if m["iteration"] <= first] if path.exists() else []
         with atomic_write(path) as file:
             file.write("".join(json.dumps(m) + "\n" for m in kept).encode())
@@ -110,6 +112,7 @@ class Metrics:
                 file.write(json.dumps(record) + "\n")
         except OSError as e:
             raise FastRCNNError(f"{self.path}: cannot be written: {e.strerror}; free space and --resume") from None
+        self.board.scalars(record)
 
 
 def _mean(values: list[float]) -> float | None:

@@ -6,7 +6,7 @@ metrics.jsonl last. So a run that is killed anywhere in between resumes at this 
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config, from_dict
 from fastrcnn.data.check_labels import nothing_labelled, refuse_errors
 from fastrcnn.data.image_set import open_data
+from fastrcnn.detections import DetectedImage
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import read_tensors
 from fastrcnn.model.fast_rcnn import FastRCNN
@@ -32,6 +33,9 @@ class Evaluated(Protocol):
 
     @property
     def mean_ap(self) -> float: ...  # 0..1, or NaN
+
+    @property
+    def detections(self) -> Sequence[DetectedImage]: ...
 
 
 # evaluate.run.evaluate_weights: detects in config.data.test with a weights file, scores, writes results to a folder.

@@ -11,3 +11,5 @@ class FastRCNNError(Exception):
 
 class NotFiniteError(FastRCNNError):
     """Numbers that are NaN or infinite, which no file of ours may hold."""
+
+    iteration: int | None = None  # of training that they came from

@@ -36,7 +36,9 @@ def test_a_run_leaves_all_it_should(tree, tmp_path):
     evaluated = []
     tree["train"]["eval_every"] = 4
     config = config_of(tree, tmp_path / "run")
-    weights = train(config, evaluate=lambda _, path, folder: evaluated.append(path) or SimpleNamespace(mean_ap=0.25))
+    weights = train(
+        config, evaluate=lambda _, path, folder: evaluated.append(path) or SimpleNamespace(mean_ap=0.25, detections=[])
+    )
     folder = tmp_path / "run"
     assert weights == folder / "model.safetensors"
     assert evaluated == [folder / "evaluation/weights.safetensors"] * 2 and not evaluated[0].exists()

@@ -19,7 +19,7 @@ MAPS = {2: 0.3, 4: 0.6, 6: 0.6}  # the best is the first of two that are equal
 
 
 def evaluated(config, weights, folder):
-    return SimpleNamespace(mean_ap=MAPS[read_tensors(weights)[1]["training"]["iteration"]])
+    return SimpleNamespace(mean_ap=MAPS[read_tensors(weights)[1]["training"]["iteration"]], detections=[])
 
 
 @pytest.fixture
@@ -28,6 +28,12 @@ def config(tree):
     tree["solver"]["max_iterations"] = 6
     tree["data"]["validation"] = tree["data"]["test"]
     return configs.from_dict(tree)
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """They take longer than a run."""
+    monkeypatch.setattr(loop, "plot_losses", lambda *_: None)
 
 
 class Killed(BaseException):
@@ -53,7 +59,6 @@ def test_a_killed_run_ends_with_the_same_best_and_the_same_evaluations(config, t
         lines = [line for line in read_metrics(folder / "metrics.jsonl") if "map" in line]
         return [(folder / name).read_bytes() for name in ("best.safetensors", "model.safetensors")], lines
 
-    monkeypatch.setattr(loop, "plot_losses", lambda *_: None)  # it takes longer than the run
     folder = tmp_path / "run"
     train(config, evaluate=evaluated)
     unbroken = outcome()
@@ -114,7 +119,7 @@ def test_the_best_is_chosen_on_the_validation_set_and_on_the_test_set_with_a_war
 
     def evaluate(config, weights, folder):
         seen.append(config.data.test)
-        return SimpleNamespace(mean_ap=float("nan"))
+        return SimpleNamespace(mean_ap=float("nan"), detections=[])
 
     tree["train"]["eval_every"] = 4
     tree["data"]["validation"] = [tree["data"]["test"][0] | {"proposals": str(tmp_path / "own.json")}]

@@ -6,7 +6,10 @@ import errno
 import io
 import logging
 import os
+import shlex
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +47,19 @@ def config_path(name: str) -> str:
 def command(tool: str) -> str:
     """How to start another tool, in the way this one was started."""
     return f"fastrcnn {tool}" if by_command else f"python {Path(sys.argv[0]).with_name(tool + '.py')}"
+
+
+def command_line(tool: str, *words: object) -> str:
+    """A whole command to be copied into this system's shell, which starts `tool` in the way this one was started."""
+    path = Path(sys.argv[0])
+    if by_command and shutil.which("fastrcnn"):
+        start = ["fastrcnn", tool]
+    else:
+        found = shutil.which("python")
+        python = "python" if found and Path(found).samefile(sys.executable) else sys.executable
+        start = [python, str(path), tool] if by_command else [python, str(path.with_name(f"{tool}.py"))]
+    whole = [*start, *map(str, words)]
+    return subprocess.list2cmdline(whole) if sys.platform == "win32" else shlex.join(whole)
 
 
 def shown(path: object) -> str:

@@ -1,6 +1,6 @@
 """Train Fast R-CNN as a configuration says."""
 
-from _common import command, parser, run, shown
+from _common import command, command_line, parser, run, shown
 
 
 def main() -> None:
@@ -9,9 +9,13 @@ def main() -> None:
     p.add_argument(
         "--eval-every", type=int, metavar="N", help="evaluate on data.validation, or else data.test, every N iterations"
     )
+    p.add_argument(
+        "--replay", type=int, metavar="N", help="show where iteration N, from the last checkpoint on, is not finite"
+    )
     args = p.parse_intermixed_args()
 
     from fastrcnn.config_files import load
+    from fastrcnn.errors import FastRCNNError, NotFiniteError
     from fastrcnn.evaluate.run import evaluate_weights
     from fastrcnn.model.weights import BEST
     from fastrcnn.train.loop import train
@@ -21,7 +25,17 @@ def main() -> None:
         overrides = [*overrides, f"train.eval_every={args.eval_every}"]
     config = load(args.config, overrides)
 
-    weights = train(config, args.resume, evaluate_weights)
+    if args.replay is not None:
+        from fastrcnn.train.replay import replay
+
+        for line in replay(config, args.replay):
+            print(line)
+        return
+    try:
+        weights = train(config, args.resume, evaluate_weights)
+    except NotFiniteError as e:
+        again = command_line("train", args.config, *args.overrides, "--replay", e.iteration)
+        raise FastRCNNError(f"{e}\nThis shows where, and changes nothing in the run:\n{again}") from None
     print(f"{weights}: evaluate it with: {command('test')} {shown(args.config)} {weights}")
     best = weights.with_name(BEST)
     if best.exists():

@@ -42,6 +42,7 @@ class Evaluation:
     """What an evaluation found."""
 
     result: voc.VOCResult
+    detections: Sequence[DetectedImage]
     table: str  # per class, for people
     rows: tuple[DetectionRows, ObjectRows]  # what was scored; images are numbered by sorted id
 
@@ -154,7 +155,7 @@ def _score(
     names = (Path(name).stem for dataset in config.data.test for name in dataset.split_names or ["all"])
     split = "+".join(dict.fromkeys(names))
     report.write_voc_files(folder / "voc", split, config.classes, images)
-    return Evaluation(result, table, rows)
+    return Evaluation(result, images, table, rows)
 
 
 def _report(

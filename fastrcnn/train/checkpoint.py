@@ -10,7 +10,6 @@ from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.config_rules import dotted
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import remove_leftovers
 from fastrcnn.model.checkpoint_file import Checkpoint, read_checkpoint, write_checkpoint
 from fastrcnn.model.fast_rcnn import FastRCNN
 
@@ -57,14 +56,13 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint_*.safetensors"))
 
 
-def load_latest(folder: Path, config: Config, data: str) -> Checkpoint | None:
+def load_latest(folder: Path, config: Config, data: str, at_most: int | None = None) -> Checkpoint | None:
     """The newest whole checkpoint, or None when there is none yet; a damaged one is skipped with a warning.
 
-    Also removes temporary files that a kill left in the folder. Raises FastRCNNError when all checkpoints are damaged,
-    or when the run was started with other settings, data or proposals.
+    With `at_most`, the newest of so many iterations or fewer. Raises FastRCNNError when all checkpoints are damaged, or
+    when the run was started with other settings, data or proposals.
     """
-    remove_leftovers(folder)
-    found = checkpoints(folder)
+    found, newer = checkpoints(folder), False
     for path in reversed(found):
         try:
             checkpoint = read_checkpoint(path)
@@ -72,8 +70,10 @@ def load_latest(folder: Path, config: Config, data: str) -> Checkpoint | None:
             log.warning("%s; falling back to the checkpoint before", e)
             continue
         _refuse_other_run(path, checkpoint, config, data)
-        return checkpoint
-    if found:
+        if at_most is None or checkpoint.iteration <= at_most:
+            return checkpoint
+        newer = True
+    if found and not newer:
         raise FastRCNNError(f"{folder}: every checkpoint is damaged; start again under another output")
     return None
 

@@ -23,7 +23,7 @@ from fastrcnn.data.loader import Batch, BatchDataset, batches
 from fastrcnn.data.survey import Survey
 from fastrcnn.device import choose_device
 from fastrcnn.errors import FastRCNNError, NotFiniteError
-from fastrcnn.files import lock
+from fastrcnn.files import lock, remove_leftovers
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.weights import BEST, WEIGHTS, build, initialise, save_weights, unfold_statistics
 from fastrcnn.train.board import Board, check_installed
@@ -34,7 +34,7 @@ from fastrcnn.train.log_file import log_file
 from fastrcnn.train.metrics import Metrics, read_metrics
 from fastrcnn.train.signals import Stop, stop_signals
 from fastrcnn.train.solver import check_head_first, make_optimizer, schedule, set_rate
-from fastrcnn.train.step import first_batches, not_finite, start_fully_connected, train_step
+from fastrcnn.train.step import AFTER_STEP, first_batches, not_finite, start_fully_connected, train_step
 from fastrcnn.train.validation import Evaluate, Validation
 from fastrcnn.train.watch import Watch
 
@@ -70,6 +70,7 @@ def train(config: Config, resume: bool = False, evaluate: Evaluate | None = None
     problems: list[Problem] = []
     with lock(folder / ".lock", "the run"), log_file(folder), _changes_listed(problems), stop_signals() as stop:
         _refuse_replacing(folder, resume)
+        remove_leftovers(folder)
         if config.train.tensorboard:
             check_installed()
         validation = Validation(config, evaluate) if evaluate and config.train.eval_every else None
@@ -90,15 +91,18 @@ def _refuse_replacing(folder: Path, resume: bool) -> None:
             raise FastRCNNError(f"{path}: is of no run in this folder and would be replaced; choose another output")
 
 
-def prepare(config: Config, resume: bool, problems: list[Problem], stop: threading.Event) -> Run:
-    """Read the data, and make the network and its optimizer, or restore them from the latest checkpoint.
+def prepare(
+    config: Config, resume: bool, problems: list[Problem], stop: threading.Event, at_most: int | None = None
+) -> Run:
+    """Read the data, and make the network and its optimizer, or restore them from the latest checkpoint, of `at_most`
+    so many iterations.
 
     `problems` takes what data.on_bad_box changed or left out.
     """
     folder, device = Path(config.output), choose_device(config.device)
     images, survey = _open_data(config, problems)
     digest = survey.digest
-    checkpoint = load_latest(folder, config, digest) if resume else None
+    checkpoint = load_latest(folder, config, digest, at_most) if resume else None
     first = checkpoint.iteration if checkpoint else 0
     if first > config.solver.max_iterations:
         raise FastRCNNError(
@@ -195,7 +199,7 @@ def _save(run: Run, batch: Batch) -> None:
     try:
         save_checkpoint(run.folder, done, run.model, run.optimizer, run.statistics, run.config, run.digest)
     except NotFiniteError:
-        raise not_finite(batch, "a weight or its momentum is no longer finite, after a step") from None
+        raise not_finite(batch, AFTER_STEP) from None
 
 
 def _evaluate(run: Run, validation: Validation, metrics: Metrics, done: int, stop: Stop) -> None:

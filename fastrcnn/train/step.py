@@ -21,6 +21,7 @@ from fastrcnn.train.solver import clip_gradient, gradient_norm, head_first
 
 log = logging.getLogger(__name__)
 
+AFTER_STEP = "a weight or its momentum is no longer finite, after a step"
 START_BATCHES = 4  # batches that must have RoIs; these set the scale of fc6 and fc7 when they start at random
 
 
@@ -33,10 +34,7 @@ def train_step(
     before the weights are touched.
     """
     head_first(model, config.solver, batch.iteration)
-    features = model.trained_features(_frozen_maps(model, batch))
-    if config.sampling.hard_candidates:
-        batch = hardest_batch(model, features, batch, statistics, config)
-    scores, deltas = model.head(features, batch.rois, batch.scales, dropout_seed(config.seed, batch.iteration))
+    batch, scores, deltas = outputs(model, batch, statistics, config)
     targets = statistics.normalise(batch.bbox_targets, batch.labels)
     losses = multi_task_loss(scores, deltas, batch.labels, targets, config.solver.bbox_loss_weight)
     loss = losses["loss_cls"] + losses["loss_bbox"]
@@ -53,12 +51,25 @@ def train_step(
     return values
 
 
+def outputs(
+    model: FastRCNN, batch: Batch, statistics: TargetStatistics, config: Config
+) -> tuple[Batch, Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
+    """The batch with the RoIs that are learnt from, and their scores and normalised deltas."""
+    features = model.trained_features(_frozen_maps(model, batch))
+    if config.sampling.hard_candidates:
+        batch = hardest_batch(model, features, batch, statistics, config)
+    scores, deltas = model.head(features, batch.rois, batch.scales, dropout_seed(config.seed, batch.iteration))
+    return batch, scores, deltas
+
+
 def not_finite(batch: Batch, what: str) -> NotFiniteError:
     """The error that stops training, naming the iteration and its images."""
-    return NotFiniteError(
+    error = NotFiniteError(
         f"iteration {batch.iteration}: {what} on images {', '.join(batch.ids)}; look at their boxes with "
         "tools/check_data.py, or lower solver.lr, or set solver.clip_gradient. The last checkpoint stays"
     )
+    error.iteration = batch.iteration
+    return error
 
 
 def _numbers(scalars: dict[str, Shaped[Tensor, ""]]) -> dict[str, float]:

@@ -171,7 +171,7 @@ def test_a_best_that_is_gone_or_of_other_images_is_said(config, tmp_path, caplog
     config.data.validation[0].root += "/"
     with caplog.at_level(logging.WARNING):
         train(config, resume=True, evaluate=evaluated)
-    assert "best.safetensors: was chosen on other data sets" in caplog.text
+    assert "best.safetensors: was chosen on other data sets or settings" in caplog.text
     (tmp_path / "run/best.safetensors").unlink()
     train(config, resume=True, evaluate=evaluated)
     assert "best.safetensors: is not there any more" in caplog.text

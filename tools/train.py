@@ -1,6 +1,6 @@
 """Train Fast R-CNN as a configuration says."""
 
-from _common import command, command_line, parser, run, shown
+from _common import command_line, parser, run, shown
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     except NotFiniteError as e:
         again = command_line("train", args.config, *args.overrides, "--replay", e.iteration)
         raise FastRCNNError(f"{e}\nThis shows where, and changes nothing in the run:\n{again}") from None
-    print(f"{weights}: evaluate it with: {command('test')} {shown(args.config)} {weights}")
+    print(f"{weights}: evaluate it with: {command_line('test', shown(args.config), weights)}")
     best = weights.with_name(BEST)
     if best.exists():
         print(f"{best}: the weights that had the highest mAP on the way, for the same command")

@@ -68,11 +68,12 @@ def train(config: Config, resume: bool = False, evaluate: Evaluate | None = None
     """
     folder = Path(config.output)
     problems: list[Problem] = []
+    if config.train.tensorboard:
+        check_installed()
     with lock(folder / ".lock", "the run"), log_file(folder), _changes_listed(problems), stop_signals() as stop:
         _refuse_replacing(folder, resume)
-        remove_leftovers(folder)
-        if config.train.tensorboard:
-            check_installed()
+        if resume:
+            remove_leftovers(folder)
         validation = Validation(config, evaluate) if evaluate and config.train.eval_every else None
         run = prepare(config, resume, problems, stop)
         iterate(run, validation, stop)

@@ -85,14 +85,16 @@ class Validation:
         try:
             _, metadata = read_tensors(path)
             best = Best(int(metadata["training"]["iteration"]), float(metadata["training"]["map"]))
-            chosen_on = from_dict(metadata["config"], source=str(path)).validating().data.test
+            chosen_by = _measure(from_dict(metadata["config"], source=str(path)))
         except (FastRCNNError, KeyError, TypeError, ValueError, OverflowError) as e:
             raise FastRCNNError(
                 f"{path}: is not the best weights of a run, or is damaged ({' '.join(str(e).split())}); move it "
                 "elsewhere: it would be replaced"
             ) from None
-        if chosen_on != self.config.validating().data.test:
-            log.warning("%s: was chosen on other data sets than those named now: are its mAP and theirs alike?", path)
+        if chosen_by != _measure(self.config):
+            log.warning(
+                "%s: was chosen on other data sets or settings of `test` than today's, and stays the best", path
+            )
         return best
 
     def due(self, done: int) -> bool:
@@ -117,3 +119,8 @@ class Validation:
         known = f"; best so far: {self.best.mean_ap:.4f} at iteration {self.best.iteration}" if self.best else ""
         log.info("iteration %d: mAP %.4f%s", done, found.mean_ap, known)
         return found
+
+
+def _measure(config: Config) -> tuple[object, ...]:
+    """What mAP depends on besides the weights, as far as a resumed run may change it."""
+    return config.validating().data.test, config.test

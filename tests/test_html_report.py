@@ -1,25 +1,38 @@
 """report.html: its numbers, its structure, and that any result gives a page."""
 
+import base64
+import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pages import CONTRASTS, faults
+from PIL import Image
 from test_page import NASTY
 
 from fastrcnn import config as configs
-from fastrcnn.evaluate import voc
-from fastrcnn.evaluate.html_report import Evaluated, write_report
+from fastrcnn.annotations.records import ImageRecord
+from fastrcnn.drawing import write_image
+from fastrcnn.evaluate import html_report, voc
+from fastrcnn.evaluate.analysis import analyse
+from fastrcnn.evaluate.html_report import write_report
+from fastrcnn.evaluate.image_quality import surest_errors
+from fastrcnn.evaluate.report_sections import Evaluated
 from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
 from fastrcnn.proposals.recall import proposal_recall
 
 CLASSES = [*NASTY[:8], *"dog car absent".split()]
 
 
-def evaluated(classes=CLASSES, images=6, found=200, objects=60, seed=0, covered=True, metric="11point") -> Evaluated:
-    """Boxes around the objects of pictures, and elsewhere; the last class has no objects."""
-    rng = np.random.default_rng(seed)
+def evaluated(
+    folder, classes=CLASSES, images=6, found=200, objects=60, covered=True, metric="11point", pictures=True
+) -> Evaluated:
+    """Boxes around the objects of grey pictures, some of another class; the last class has no objects."""
+    rng = np.random.default_rng(0)
     k = len(classes)
+    for i in range(images * pictures):
+        write_image(folder / f"{i}.jpg", np.full((400, 400, 3), 120, np.uint8))
     corners = rng.uniform(0, 200, (objects, 2))
     boxes = np.hstack((corners, corners + rng.uniform(20, 200, (objects, 2)))).astype(np.float32)
     picture = np.sort(rng.integers(0, max(images, 1), objects))
@@ -30,18 +43,16 @@ def evaluated(classes=CLASSES, images=6, found=200, objects=60, seed=0, covered=
     rows = DetectionRows(picture[of], confused, rng.random(len(of)).astype(np.float32), shaken)
     config = configs.from_dict({"classes": classes, "data": {"test": [{"root": "<root>", "split": "test"}]}})
     result = voc.evaluate(rows, truth, k + 1, metric=metric)
-    records = [made_record(i, truth) for i in range(images)]
+    records = [made_record(folder, i, truth) for i in range(images)]
     recall = proposal_recall((record, record.boxes) for record in records) if covered else None
-    return Evaluated(config, Path("runs/<run>/model.safetensors"), records, rows, truth, result, recall)
+    found = analyse(rows, truth, classes, images, metric)
+    return Evaluated(config, Path("runs/<run>/model.safetensors"), records, rows, truth, result, found, recall)
 
 
-def made_record(index, truth):
-    from fastrcnn.annotations.records import ImageRecord
-
+def made_record(folder, index, truth):
     own = truth.images == index
-    return ImageRecord(
-        f"{index:06d}", Path(f"{index}.jpg"), 400, 400, truth.boxes[own], truth.classes[own], truth.difficult[own], None
-    )
+    about = (truth.boxes[own], truth.classes[own], truth.difficult[own])
+    return ImageRecord(f"{index:06d}", folder / f"{index}.jpg", 400, 400, *about, None)
 
 
 def written(folder, done) -> str:
@@ -51,40 +62,60 @@ def written(folder, done) -> str:
 
 @pytest.mark.parametrize("metric", ["11point", "area"])
 def test_a_report_says_the_scores(tmp_path, metric):
-    done = evaluated(metric=metric)
+    done = evaluated(tmp_path, metric=metric)
     page = written(tmp_path, done)
     assert not faults(page)
     assert f"mAP {done.result.mean_ap:.4f}" in page
     assert "<script>alert" not in page
-    for ap in done.result.ap[1:-1]:
-        assert f">{ap:.4f}</td>" in page
+    for ap, best in zip(done.result.ap[1:-1], done.analysis.thresholds.best[1:-1], strict=True):
+        assert f">{ap:.4f}</td>" in page and f">{best.score:.3f}</td>" in page
     assert page.count('id="pr-') == 2 * (len(CLASSES) - 1), "a class without objects has no panel"
-    assert page.count("<circle") == (11 * (len(CLASSES) - 1) if metric == "11point" else 0)
+    assert page.count("<circle") > 11 * (len(CLASSES) - 1) or metric == "area"
+    for kind, cost in zip(done.analysis.errors.kinds, done.analysis.errors.map_cost, strict=True):
+        assert f">{kind}</bdi>" in page and f">{cost:.4f}</td>" in page
+    assert page.count("<td") > len(CLASSES) ** 2, "a confusion matrix"
 
 
-@pytest.mark.parametrize("empty", [{"images": 0, "objects": 0}, {"objects": 0}, {"found": 0}, {"covered": False}, {}])
+@pytest.mark.parametrize("empty", [{"images": 0, "objects": 0}, {"objects": 0}, {"found": 0}, {"covered": False}])
 def test_any_result_gives_a_page(tmp_path, empty):
-    page = written(tmp_path, evaluated(**empty))
+    page = written(tmp_path, evaluated(tmp_path, **empty))
     assert not faults(page)
-    assert ">nan<" not in page
+    assert ">nan<" not in page and ">nan%<" not in page
 
 
-def test_many_classes(tmp_path):
+def test_many_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(html_report, "SHOWN", 1)
     names = [f"class {i} of many" for i in range(365)]
-    page = written(tmp_path, evaluated(names, images=50, found=4000, objects=1000))
+    page = written(tmp_path, evaluated(tmp_path, names, images=50, found=4000, objects=1000, pictures=False))
     assert not faults(page)
-    assert len(page) < 3e6
-    assert "<details>" in page
+    assert len(page) < 5e6
+    assert 'class="matrix"' not in page and "The largest confusions" in page
+
+
+def test_pictures_are_small_and_one_that_vanished_says_so(tmp_path):
+    done = evaluated(tmp_path, classes=["dog", "cat"], images=2, objects=4, found=30)
+    done.records[0].path.unlink()
+    page = written(tmp_path, done)
+    assert not faults(page)
+    assert f"{done.records[0].path}: no such image" in page
+    sources = re.findall(r'src="data:image/jpeg;base64,([^"]+)" alt="Picture 000001: ([^"]+)"', page)
+    assert sources and all(" 0." in alt and "(object)" in alt for _, alt in sources)
+    picture = Image.open(io.BytesIO(base64.b64decode(sources[0][0])))
+    assert picture.size == (320, 320)
+    d = surest_errors(done.analysis.errors, done.analysis.matching, 1)[0]
+    assert f"> {done.detections.scores[d]:.3f}, " in page, "the surest error"
 
 
 @pytest.mark.parametrize(("width", "dark"), [(360, False), (1280, True)])
 def test_in_a_browser(browser, tmp_path, width, dark):
-    write_report(tmp_path / "report.html", evaluated())
+    write_report(tmp_path / "report.html", evaluated(tmp_path))
     browser.open(tmp_path / "report.html", width, dark)
+    browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert not browser.problems()
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     contrasts = browser.evaluate(CONTRASTS)
     assert contrasts[0][1] >= 4.5, contrasts[:3]
+    assert browser.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
     browser.evaluate("[...document.querySelectorAll('th button')].find(b => b.textContent == 'AP').click()")
     shown = browser.evaluate("[...document.querySelector('table').tBodies[0].rows].map(r => r.cells[4].textContent)")
     assert shown[-1] == "\N{EN DASH}", "the class without objects is last"

@@ -16,6 +16,9 @@ from string import Template
 from typing import TypeAlias
 from xml.etree.ElementTree import Element, tostring
 
+import numpy as np
+from jaxtyping import Int64
+
 Content: TypeAlias = Element | str
 Cell: TypeAlias = Element | str | float | None  # None and NaN: nothing to say
 
@@ -124,6 +127,21 @@ def _cell(column: Column, value: Cell, tag: str) -> Element:
         made.set("class", "number bar")
         made.set("style", f"background:linear-gradient(to right,var(--bar) {share:.0f}%,transparent {share:.0f}%)")
     return made
+
+
+def heat_table(caption: str, rows: Sequence[str], columns: Sequence[str], numbers: Int64[np.ndarray, "R C"]) -> Element:
+    """Counts under names on both sides; the darker a cell, the larger its share of its row."""
+    heads = [element("td"), *(element("th", name(label), scope="col") for label in columns)]
+    body = []
+    for label, row in zip(rows, numbers, strict=True):
+        shares = (row / max(row.sum(), 1) / 2).tolist()  # at most half of the colour: the number stays readable
+        cells = [
+            element("td", str(n) if n else "", class_="number", style=f"background:rgba(var(--heat),{share:.2f})")
+            for n, share in zip(row.tolist(), shares, strict=True)
+        ]
+        body.append(element("tr", element("th", name(label), scope="row"), *cells))
+    parts = (element("caption", caption), element("thead", element("tr", *heads)), element("tbody", *body))
+    return scrolling(caption, element("table", *parts, class_="matrix"))
 
 
 def scrolling(label: str, content: Element) -> Element:

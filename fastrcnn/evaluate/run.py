@@ -22,7 +22,9 @@ from fastrcnn.detections import DetectedImage, read_detections, write_detections
 from fastrcnn.device import choose_device
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate import coco, report, voc
-from fastrcnn.evaluate.html_report import Evaluated, write_report
+from fastrcnn.evaluate.analysis import analyse
+from fastrcnn.evaluate.html_report import write_report
+from fastrcnn.evaluate.report_sections import Evaluated
 from fastrcnn.evaluate.results import RESULTS, Origin, named_from, trained_for
 from fastrcnn.evaluate.rows import DetectionRows, ObjectRows, join
 from fastrcnn.files import atomic_write, file_digest, lock, refuse_overwrite, write_json
@@ -168,8 +170,12 @@ def _report(
 ) -> None:
     """Write report.html. All else is written by then: without it, there is a warning."""
     recall = None if images is None else proposal_recall(images)
+    records = sorted(records, key=lambda record: record.id)  # as the rows number them
+    rows, result = evaluation.rows, evaluation.result
+    limit = config.test.score_threshold
+    analysis = analyse(*rows, config.classes, len(records), result.metric, limit)
     try:
-        write_report(folder / REPORT, Evaluated(config, source, records, *evaluation.rows, evaluation.result, recall))
+        write_report(folder / REPORT, Evaluated(config, source, records, *rows, result, analysis, recall))
         log.info("%s: all this, curves and pictures, to read in a browser", folder / REPORT)
     except FastRCNNError as e:
         log.warning("%s", e)

@@ -5,8 +5,10 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -18,6 +20,7 @@ import yaml
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config_files import load
+from fastrcnn.data.shapes import CLASSES, make_shapes
 from fastrcnn.model.weights import build, save_weights
 
 REPO = Path(__file__).resolve().parent.parent
@@ -146,6 +149,85 @@ def test_keys_and_flags_are_known(path):
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", code):
             known = f'"{flag}"' in tools or code.startswith(("pip ", "git ", "pytest ", "uv "))
             assert known, f"{path.name}: `{code}`: no tool takes {flag}"
+
+
+@each_document
+def test_a_tool_takes_the_options_that_are_said_of_it_and_settings_are_keys(path):
+    for code in re.findall(r"`([^`\n]+)`", prose(path)):
+        for name, words in re.findall(r"(?<![\w/])(?:tools/)?(\w+)\.py((?: [^;,`]+)?)", code):
+            if (TOOLS / f"{name}.py").exists():
+                text = (TOOLS / f"{name}.py").read_text(encoding="utf-8")
+                for flag in {*re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", words)} - {"--help"}:
+                    assert f'"{flag}"' in text, f"{path.name}: `{code}`: {name}.py takes no {flag}"
+        for key in re.findall(r"(?<![\w.(, -])([a-z_]+(?:\.\w+)*)=(?!=|True|False|\")", code):
+            assert is_key(key), f"{path.name}: `{code}`: {key} is no key of a configuration"
+
+
+@pytest.fixture(scope="module")
+def users_folder(tmp_path_factory):
+    """What the commands in the READMEs are about, small: pictures with XML beside them, and a run trained on them."""
+    folder = tmp_path_factory.mktemp("user")
+    make_shapes(folder / "set", train=6, test=4, seed=3)
+    (folder / "my_pictures").mkdir()
+    for file in (*(folder / "set/JPEGImages").iterdir(), *(folder / "set/Annotations").iterdir()):
+        shutil.copy(file, folder / "my_pictures")
+    shutil.copytree(folder / "set/JPEGImages", folder / "holiday_pictures")
+    shutil.copy(next((folder / "set/JPEGImages").iterdir()), folder / "street.jpg")
+    sets = {
+        part: [{"format": "folder", "root": "my_pictures", "proposals": "my.safetensors", "split": split}]
+        for part, split in (("train", "set/ImageSets/Main/train.txt"), ("test", "set/ImageSets/Main/test.txt"))
+    }
+    tree = {
+        "classes": list(CLASSES),
+        "data": {**sets, "workers": 0},
+        "image": {"train_short_side": [96], "test_short_side": [96]},
+        "model": {"backbone": "tiny", "weights": None, "freeze_up_to": None, "fc_width": 96},
+        "solver": {"max_iterations": 4},
+    }
+    (folder / "my.yaml").write_text(yaml.safe_dump(tree))
+    return folder
+
+
+def run_in(folder: Path, words: list[str], monkeypatch) -> None:
+    """A tool at work in a folder, in this process."""
+    with monkeypatch.context() as patched:
+        patched.chdir(folder)
+        patched.setattr(signal, "signal", lambda *_: None)
+        patched.setattr(sys, "path", [str(TOOLS), *sys.path])
+        patched.setattr(sys, "argv", words[1:])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(REPO / words[1]), run_name="__main__")
+        sys.modules.pop("_common")
+    assert not ended.value.code, " ".join(words)
+
+
+def is_short(words: list[str]) -> bool:
+    """Of the user's own small set, and no measuring of time."""
+    if words[0] != "python" or not words[1].startswith("tools/") or "tools/bench.py" in words:
+        return False
+    rest = [word for word in words[2:] if re.search(r"\.yaml$|^runs/", word)]
+    return bool(rest) and all(re.match(r"my\.yaml|runs/(?!voc07)", word) for word in rest)
+
+
+def test_short_commands_run(users_folder, tmp_path, monkeypatch, capsys):
+    """Block after block as they stand, each in a folder with a run of its own: whether it trains itself or not."""
+    for line in ("proposals.py my.yaml", "train.py my.yaml", "test.py my.yaml runs/my"):
+        run_in(users_folder, shlex.split(f"python tools/{line}"), monkeypatch)
+    for name in ("demo", "first", "second", "third"):
+        shutil.copytree(users_folder / "runs/my", users_folder / "runs" / name)
+    ran = 0
+    for number, block in enumerate(text for path in DOCS for text in blocks(path, "", "sh", "shell", "bash")):
+        lines = [shlex.split(line, comments=True) for line in block.splitlines() if line.startswith("python ")]
+        short = [words for words in lines if is_short(words)]
+        if short and not any("tools/export.py" in words and not find_spec("onnxruntime") for words in short):
+            folder = shutil.copytree(users_folder, tmp_path / str(number))
+            if any(words[1] == "tools/train.py" and "--resume" not in words for words in short):
+                shutil.rmtree(folder / "runs/my")
+            for words in short:
+                run_in(folder, words, monkeypatch)
+                ran += 1
+    capsys.readouterr()
+    assert ran > 8
 
 
 @each_document

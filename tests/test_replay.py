@@ -43,6 +43,23 @@ def test_the_printed_command_gives_the_same_message(diverging, tmp_path):
     assert contents(folder / "runs/my run") == before
 
 
+def test_a_command_is_quoted_for_the_shell_and_starts_what_was_started(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPO / "tools"))
+    import _common
+
+    monkeypatch.setattr(sys, "argv", ["/my tools/train.py"])
+    monkeypatch.setattr(_common.shutil, "which", lambda name: {"python": sys.executable}.get(name))
+    assert _common.command_line("train", "a.yaml", "x=[1, 2]") == "python '/my tools/train.py' a.yaml 'x=[1, 2]'"
+    monkeypatch.setattr(_common.shutil, "which", lambda _: None)
+    assert _common.command_line("test").startswith(sys.executable)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert _common.command_line("train", "my.yaml", "output=a b").endswith('train.py" my.yaml "output=a b"')
+    monkeypatch.setattr(_common, "by_command", "train")
+    monkeypatch.setattr(_common.shutil, "which", lambda name: name)
+    assert _common.command_line("train", "voc07.yaml") == "fastrcnn train voc07.yaml"
+    sys.modules.pop("_common")  # others start it anew
+
+
 def test_a_replay_from_the_start_or_a_checkpoint_ends_as_the_run_did(diverging, tmp_path, monkeypatch):
     config = configs.from_dict(diverging)
     with pytest.raises(NotFiniteError) as stopped:

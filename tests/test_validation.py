@@ -160,7 +160,10 @@ def test_a_file_of_the_users_is_not_replaced(config, tmp_path):
                 train(config, resume, evaluate=evaluated)
         assert (folder / name).read_bytes() == b"mine"
         shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / ".mine.tmp").write_bytes(b"mine")
     train(config)  # by somebody who evaluated nothing
+    assert (folder / ".mine.tmp").exists()
     (folder / "best.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     with pytest.raises(FastRCNNError, match="is not the best weights of a run.*move it elsewhere"):
         train(config, resume=True, evaluate=evaluated)

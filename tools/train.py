@@ -34,6 +34,8 @@ def main() -> None:
     try:
         weights = train(config, args.resume, evaluate_weights)
     except NotFiniteError as e:
+        if e.iteration is None:  # none of training
+            raise
         again = command_line("train", args.config, *args.overrides, "--replay", e.iteration)
         raise FastRCNNError(f"{e}\nThis shows where, and changes nothing in the run:\n{again}") from None
     print(f"{weights}: evaluate it with: {command_line('test', shown(args.config), weights)}")

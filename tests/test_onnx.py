@@ -71,6 +71,7 @@ def pooled_by_onnx(features, rois, scale, stride):
     opset = [onnx.helper.make_opsetid("", export.OPSET)]
     model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=export.IR_VERSION)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"map": features[None].numpy(), "rois": rois[:0].numpy(), "scale": np.array(1.0)})
     return session.run(None, {"map": features[None].numpy(), "rois": rois.numpy(), "scale": np.array(scale)})[0]
 
 
@@ -105,6 +106,7 @@ CASES = {
     "vgg16": vgg16,
     "trained in bfloat16": lambda tree: {**tree, "precision": "bfloat16"},
     "three scales": lambda tree: {**tree, "image": {"test_short_side": [64, 96, 128], "test_long_side": 200}},
+    "mirrored and a second time": lambda tree: {**tree, "test": {"flip": True, "second_pass": 30}},
     "compressed": lambda tree: tree,
 }
 
@@ -117,7 +119,13 @@ def test_detection_is_that_of_torch(case, tree, tmp_path):
         weights = tmp_path / "small.safetensors"
         compress_weights(tmp_path / "model.safetensors", weights, {"fc6": 16, "fc7": 0})
     done = export.export_onnx(weights, output)
-    assert done.pictures == 1 and done.rois > 50 and done.score_difference < 1e-4 and min(done.seconds) > 0
+    assert (
+        done.pictures == 1
+        and done.rois > 50
+        and done.same == done.detections > 5
+        and done.score_difference < 1e-4
+        and min(done.seconds) > 0
+    )
     reference, detector = fastrcnn.load(weights, "cpu", "float32"), fastrcnn.load(output)
     for pixels, boxes in (
         (PICTURE, some_proposals()),
@@ -153,39 +161,47 @@ def test_the_file_says_what_a_caller_must_know(exported, weights, tree):
     assert "root" not in json.dumps(about), "no paths of who trained it"
 
 
-def test_a_file_that_differs_is_not_written(weights, monkeypatch):
+@pytest.mark.parametrize("layer", ["cls_score", "bbox_pred"])
+def test_a_file_that_differs_is_not_written(layer, weights, monkeypatch):
     output = weights.with_suffix(".onnx")
     output.write_bytes(b"what was there")
     right = export.onnx_model
 
     def wrong(model, config):
-        model.cls_score.weight.data[1] *= 1.01
+        getattr(model, layer).weight.data[1:] *= 1.1
         result = right(model, config)
-        model.cls_score.weight.data[1] /= 1.01
+        getattr(model, layer).weight.data[1:] /= 1.1
         return result
 
     monkeypatch.setattr(export, "onnx_model", wrong)
-    with pytest.raises(FastRCNNError, match=r"picture made: scores differ by 0\.0.*no file is written"):
+    with pytest.raises(FastRCNNError, match=r"picture made: torch and onnxruntime differ.*no file is written"):
         export.export_onnx(weights, output)
     assert output.read_bytes() == b"what was there" and not list(weights.parent.glob(".*.tmp"))
 
 
-def test_detections_that_differ_are_seen(exported):
+def test_detections_are_counted_that_both_have(exported):
     found = fastrcnn.load(exported).detect(PICTURE, some_proposals())
-    assert len(found) > 5 and export._same(found, found[np.arange(len(found))[::-1]], 0.01)
-    assert not export._same(found, found[1:], 0.01) and not export._same(found[1:], found, 0.01)
+    n = len(found)
+    assert n > 5 and export._common(found, found[np.arange(n)[::-1]], 0.01) == n
+    assert export._common(found, found[1:], 0.01) == export._common(found[1:], found, 0.01) == n - 1
     moved = fastrcnn.detections.Detections(found.boxes + 0.1, found.classes, found.scores, found.class_list)
-    assert not export._same(found, moved, 0.01)
+    assert export._common(found, moved, 0.01) == 0 == export._common(found, found[:0], 0.01)
 
 
 def test_what_cannot_be_exported_is_one_sentence(weights, tmp_path, monkeypatch):
     with pytest.raises(FastRCNNError, match="would be written over"):
-        export.export_onnx(weights, weights)
+        export.export_onnx(weights.rename(tmp_path / "w.onnx"), tmp_path / "w.onnx")
+    weights = (tmp_path / "w.onnx").rename(weights)
+    with pytest.raises(FastRCNNError, match=r"ends in \.onnx"):
+        export.export_onnx(weights, tmp_path / "model.bin")
     cv2.imwrite(str(tmp_path / "a.png"), PICTURE)
     with pytest.raises(FastRCNNError, match="would be written over"):
-        export.export_onnx(weights, tmp_path / "a.png", [tmp_path / "a.png"])
+        export.export_onnx(weights, tmp_path / "a.onnx", [tmp_path / "a.png", tmp_path / "a.onnx"])
     with pytest.raises(FastRCNNError, match="no such image"):
         export.export_onnx(weights, tmp_path / "x.onnx", [tmp_path / "b.png"])
+    (tmp_path / "old.onnx").write_bytes(b"0")
+    with pytest.raises(FastRCNNError, match=r"old\.onnx: is an ONNX file, which serves detection only"):
+        export.export_onnx(tmp_path / "old.onnx", tmp_path / "x.onnx")
     with pytest.raises(FastRCNNError, match="not a whole safetensors file"):
         export.export_onnx(tmp_path / "a.png", tmp_path / "x.onnx")
     monkeypatch.setattr(export, "LIMIT", 1000)
@@ -244,7 +260,8 @@ def test_the_tools(weights, tmp_path, monkeypatch, capsys):
             runpy.run_path(str(REPO / f"tools/{words[0]}.py"), run_name="__main__")
         assert not stopped.value.code
     said = capsys.readouterr().out
-    assert "1 pictures" in said and "scores differ by at most" in said and "wrote out.onnx" in said
+    assert "1 pictures" in said and "scores differ by at most" in said and "the same " in said
+    assert "wrote out.onnx" in said
     found, again = (
         json.loads((tmp_path / f"by_{k}/detections.json").read_text())["images"][0] for k in ("torch", "onnx")
     )

@@ -14,13 +14,14 @@ def main() -> None:
     from fastrcnn.export.onnx import export_onnx
 
     found = export_onnx(args.weights, args.output, args.pictures)
-    print(
-        f"{found.pictures} pictures, {found.rois:,} proposals: scores differ by at most {found.score_difference:.1e}, "
-        f"the same {found.detections} detections"
-    )
-    print(
-        "a picture without its proposals: {:.3f} s in torch (float32), {:.3f} s in onnxruntime".format(*found.seconds)
-    )
+    same = f"the same {found.detections:,}"
+    if found.same < found.detections:
+        same = f"{found.same:,} of {found.detections:,} the same; for others a score or overlap lies so near its limit "
+        same += "that rounding decides"
+    print(f"{found.pictures} pictures, {found.rois:,} proposals: scores differ by at most {found.score_difference:.1e}")
+    print(f"detections: {same}")
+    times = "{:.3f} s in torch (float32), {:.3f} s in onnxruntime".format(*found.seconds)
+    print(f"a picture without its proposals: {times}")
     print(f"wrote {args.output}, {Path(args.output).stat().st_size / 1e6:.0f} MB")
 
 

@@ -236,9 +236,11 @@ def weights_file(path: str | Path) -> Path:
 def read_network(path: str | Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
     """The file that is meant, its tensors and metadata; a checkpoint's are folded, and are then those of weights.
 
-    Raises FastRCNNError as weights_file, read_tensors and checkpoint_file.unpack do.
+    Raises FastRCNNError for an ONNX file, and as weights_file, read_tensors and checkpoint_file.unpack do.
     """
     path = weights_file(path)
+    if path.suffix.lower() == ".onnx":
+        raise FastRCNNError(f"{path}: is an ONNX file, which serves detection only; name the weights it was made from")
     tensors, metadata = read_tensors(path)
     if metadata.get("format") == checkpoint_file.FORMAT:
         checkpoint = checkpoint_file.unpack(path, tensors, metadata)

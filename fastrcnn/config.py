@@ -317,8 +317,8 @@ class DetectionConfig(Section, title="test"):
     average_scales: bool = False
     """Of several image.test_short_side: look at each RoI in all, and take the mean, not in the one nearest 224^2."""
     second_pass: Count | None = None
-    """So many of the best boxes go through fc6 and fc7 again as RoIs, and NMS sees both passes (Gidaris and Komodakis
-    2015, section 4); 300 is a good number, with box_voting. null: one pass."""
+    """So many of the best boxes, say 300, go through fc6 and fc7 again as RoIs; NMS sees the boxes of both passes, with
+    the mean of their scores (after Gidaris and Komodakis 2015, section 4). null: one pass."""
     soft_nms: Literal["linear", "gaussian"] | None = None
     """Instead of dropping what overlaps a better detection, lower its score (Bodla et al. 2017): times 1 - IoU from
     nms_iou on, or times exp(-IoU^2 / 0.5), whatever nms_iou is; dropped is what falls to score_threshold, so set that

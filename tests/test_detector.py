@@ -171,6 +171,36 @@ def test_several_scales_look_at_each_roi_in_the_nearest(saved):
     assert torch.allclose(both, expected, atol=1e-5) and len(level.unique()) == 1  # all small: the larger scale
 
 
+def test_a_mirrored_view_is_that_of_the_mirrored_picture(saved):
+    detector, rois = fastrcnn.load(saved[2]), torch.from_numpy(some_proposals())
+    scores, boxes = detector.classify(PICTURE, rois)
+    turned_scores, turned_boxes = detector.classify(PICTURE[:, ::-1].copy(), box_ops.flip(rois, 120))
+    detector.config.test.flip = True
+    both_scores, both_boxes = detector.classify(PICTURE, rois)
+    assert torch.allclose(both_scores, (scores + turned_scores) / 2, atol=1e-5)
+    assert torch.allclose(both_boxes, (boxes + box_ops.flip(turned_boxes, 120)) / 2, atol=1e-3)
+    assert not torch.allclose(scores, turned_scores, atol=1e-3)
+
+
+def test_all_keys_of_detection_together(saved):
+    """Each on top of the others changes what is found, and the same is found again."""
+    detector, results = fastrcnn.load(saved[2]), []
+    detector.config.image.test_short_side = [96, 120]
+    for key, value in {
+        "score_threshold": 0.001,
+        "flip": True,
+        "average_scales": True,
+        "second_pass": 50,
+        "soft_nms": "gaussian",
+        "box_voting": 0.5,
+    }.items():
+        setattr(detector.config.test, key, value)
+        one, two = detector.detect([PICTURE, PICTURE], [some_proposals()] * 2)
+        assert len(one) and np.array_equal(one.boxes, two.boxes) and np.array_equal(one.scores, two.scores)
+        results.append((one.boxes.tolist(), one.scores.tolist()))
+    assert all(a != b for a, b in zip(results, results[1:], strict=False))
+
+
 def test_nearest_scale_by_hand():
     """224^2 is nearest: a box of 112 pixels at twice the size, one of 224 as it is."""
     boxes = torch.tensor([[0.0, 0, 112, 112], [0, 0, 224, 224], [0, 0, 400, 400]])

@@ -80,7 +80,8 @@ def with_second_pass(first: Rows, look: Look, count: int) -> Rows:
     section 4) in two passes, whose boxes NMS and voting see together.
 
     Looked at again are the `count` boxes with the best scores, over all RoIs and object classes; equal ones rank by
-    RoI, then by class. A box was moved for one class, and in its new row the others have probability 0.
+    RoI, then by class. A box was moved for one class, and in its new row the others have probability 0. For that class,
+    the box and what it is moved to both have the mean of their two probabilities.
     """
     scores, boxes = first
     rank = torch.where(box_ops.nonempty(boxes) & (scores > 0), scores, 0)
@@ -90,5 +91,6 @@ def with_second_pass(first: Rows, look: Look, count: int) -> Rows:
         return first
     roi, classes = best // scores.shape[1], best % scores.shape[1]
     again, moved = look(boxes[roi, classes])
-    own = torch.zeros_like(again).scatter(1, classes[:, None], again.gather(1, classes[:, None]))
-    return torch.cat((scores, own)), torch.cat((boxes, moved))
+    mean = (scores[roi, classes] + again.gather(1, classes[:, None]).squeeze(1)) / 2
+    second = torch.zeros_like(again).scatter(1, classes[:, None], mean[:, None])
+    return torch.cat((scores.index_put((roi, classes), mean), second)), torch.cat((boxes, moved))

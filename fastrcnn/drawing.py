@@ -25,6 +25,9 @@ MIN_SIDE = 400  # pixels; a smaller image is enlarged, or its labels would hide 
 CELL_SIDE = 480  # longest side of a contact sheet's cell, pixels
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
+# Also where no font has a text's characters: they are drawn as empty frames.
+OWN_FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+
 Colour = tuple[int, int, int]  # RGB
 PixelBox = tuple[int, int, int, int]  # first and last column and row as Pillow takes them: x1, y1, x2, y2, all inside
 
@@ -150,6 +153,12 @@ def _meet(a: PixelBox, b: PixelBox) -> bool:
     return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
+def shortened(text: str, length: int) -> str:
+    """A text in one line, of at most so many characters."""
+    line = _one_line(text)
+    return line if len(line) <= length else f"{line[: length - 1]}\u2026"
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
@@ -164,7 +173,7 @@ def _text_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
 
 def _fitting_font(text: str, size: int, width: int) -> ImageFont.FreeTypeFont:
     """A font that has the text's characters, at most `size` pixels high, smaller if the text is wider than `width`."""
-    file = _font_file(frozenset(text))
+    file = font_file(frozenset(text)) or OWN_FONT
     font = ImageFont.truetype(file, size)
     while _text_size(text, font)[0] > width and font.size > 1:
         font = ImageFont.truetype(file, font.size - 1)
@@ -172,17 +181,13 @@ def _fitting_font(text: str, size: int, width: int) -> ImageFont.FreeTypeFont:
 
 
 @functools.cache
-def _font_file(characters: frozenset[str]) -> str:
-    """The font that comes with matplotlib, or, for characters it lacks, the first on this system that has them all.
-
-    Where no font has them, they are drawn as empty frames.
-    """
-    own = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
-    if _has_characters(own, characters):
-        return own
+def font_file(characters: frozenset[str]) -> str | None:
+    """The font that comes with matplotlib, or, for characters it lacks, the first on this system that has them all."""
+    if _has_characters(OWN_FONT, characters):
+        return OWN_FONT
     from matplotlib.font_manager import findSystemFonts  # here, since its import looks through all fonts
 
-    return next((file for file in sorted(findSystemFonts()) if _has_characters(file, characters)), own)
+    return next((file for file in sorted(findSystemFonts()) if _has_characters(file, characters)), None)
 
 
 def _has_characters(file: str, characters: frozenset[str]) -> bool:

@@ -111,9 +111,9 @@ def test_any_class_name_can_be_drawn(label):
 
 
 def test_characters_that_a_font_has_take_that_font():
-    own = drawing._font_file(frozenset("dog 0.97"))
-    assert own.endswith("DejaVuSans.ttf") and drawing._font_file(frozenset("собака")) == own
-    assert drawing._font_file(frozenset("\U0010fffd")) == own  # no font has this one
+    own = drawing.font_file(frozenset("dog 0.97"))
+    assert own.endswith("DejaVuSans.ttf") and drawing.font_file(frozenset("собака")) == own
+    assert drawing.font_file(frozenset("\U0010fffd")) is None  # no font has this one
 
 
 def test_a_font_that_cannot_be_read_has_no_characters(tmp_path):

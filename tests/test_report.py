@@ -1,13 +1,17 @@
 """The table, plot and files that an evaluation leaves behind."""
 
 import logging
+import warnings
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 from test_detections import BOX, CLASSES, IMAGES, found
+from test_page import NASTY
 from test_rows import RECORDS, record
 
 from fastrcnn.detections import DetectedImage
@@ -31,22 +35,57 @@ def test_ap_table():
     ]
 
 
-@pytest.mark.parametrize("names", [["a"], CLASSES, [f"costs $ {i}" for i in range(7)]])
-def test_plot_has_a_panel_for_each_class(tmp_path, names):
-    """Panels have grid lines in the middle, places without a class are white; only what was detected has a curve."""
-    empty = join([DetectedImage("c", found(class_list=names))], [record("c")], names)
-    plot_precision_recall(
-        result() if names is CLASSES else evaluate(*empty, len(names) + 1), names, tmp_path / "pr.png"
+def each_found(names):
+    """One object of each class, which is found."""
+    rows = [(k, 0.5, (10 * k, 0, 10 * k + 9, 9)) for k in range(1, len(names) + 1)]
+    truth = [(k, box, False) for k, _, box in rows]
+    return evaluate(
+        *join([DetectedImage("c", found(*rows, class_list=names))], [record("c", *truth)], names), len(rows) + 1
     )
+
+
+@pytest.mark.parametrize(
+    ("scored", "names", "panels", "side"),
+    [
+        (result(), CLASSES, 2, 240),
+        (each_found([f"costs $ {i}" for i in range(7)]), [f"costs $ {i}" for i in range(7)], 7, 240),
+    ]
+    + [(each_found([f"class {i}" for i in range(40)]), ["dog"] * 40, 40, 153)],
+)
+def test_plot_has_a_panel_for_each_class_with_objects(tmp_path, scored, names, panels, side):
+    """Only panels have colours, those of the curves; many are smaller."""
+    plot_precision_recall(scored, names, tmp_path / "pr.png")
     pixels = np.array(Image.open(tmp_path / "pr.png").convert("RGB")).astype(int)
-    columns = int(np.ceil(np.sqrt(len(names))))
-    rows = -(-len(names) // columns)
-    assert pixels.shape == (240 * rows, 240 * columns, 3)
-    panels = pixels.reshape(rows, 240, columns, 240, 3).swapaxes(1, 2).reshape(-1, 240, 240, 3)
-    drawn = (panels[:, 60:180, 60:180] < 255).any(axis=(1, 2, 3))
-    assert drawn.tolist() == [k < len(names) for k in range(len(panels))]
-    curve = (np.ptp(panels, axis=3) > 100).any(axis=(1, 2))  # colour; all else is grey
-    assert np.flatnonzero(curve).tolist() == ([0, 1] if names is CLASSES else [])
+    columns = int(np.ceil(np.sqrt(panels)))
+    rows = -(-panels // columns)
+    assert np.abs(np.subtract(pixels.shape, (side * rows, side * columns, 3))).max() <= columns
+    coloured = np.ptp(pixels, axis=2) > 100
+    parts = [np.array_split(row, columns, axis=1) for row in np.array_split(coloured, rows)]
+    assert [part[:, side // 3 : -side // 3].any() for row in parts for part in row] == [
+        k < panels for k in range(rows * columns)
+    ]
+
+
+def test_plot_without_objects(tmp_path):
+    scored = evaluate(*join([DetectedImage("c", found(class_list=["a"]))], [record("c")], ["a"]), 2)
+    plot_precision_recall(scored, ["a"], tmp_path / "pr.png")
+    assert np.array(Image.open(tmp_path / "pr.png")).min() < 128, "it says so"
+
+
+def test_a_name_that_no_font_has_is_a_number(tmp_path, monkeypatch):
+    """No warning of a missing glyph for any name; what stands in its place is said in the figure."""
+    titles = []
+    monkeypatch.setattr(Axes, "set_title", lambda self, text, **_: titles.append(text))
+    monkeypatch.setattr(Figure, "supxlabel", lambda self, text, **_: titles.append(text))
+    names = ["dog", "\U0010fffd", "a " * 30]
+    plot_precision_recall(each_found(names), names, tmp_path / "pr.png")
+    assert titles[:2] == ["dog, AP 1.000", "class 2, AP 1.000"]
+    assert titles[2].startswith("a a a a") and len(titles[2]) < 40
+    assert "no font here" in titles[3]
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        plot_precision_recall(each_found(NASTY), NASTY, tmp_path / "pr.png")
 
 
 def test_voc_files(tmp_path):

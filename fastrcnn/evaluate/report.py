@@ -8,13 +8,19 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
 from fastrcnn.detections import DetectedImage
+from fastrcnn.drawing import OWN_FONT, font_file, shortened
 from fastrcnn.evaluate.rows import few
 from fastrcnn.evaluate.voc import VOCResult
 from fastrcnn.files import atomic_write, safe_name
 
 log = logging.getLogger(__name__)
+
+MANY = 36  # classes: the panels of more are smaller
+TICKS = (0, 0.25, 0.5, 0.75, 1)
+LONGEST = 22  # characters of a class name above its panel
 
 
 def ap_table(result: VOCResult, classes: Sequence[str]) -> str:
@@ -35,27 +41,45 @@ def ap_table(result: VOCResult, classes: Sequence[str]) -> str:
 
 
 def plot_precision_recall(result: VOCResult, classes: Sequence[str], path: str | Path) -> None:
-    """Write a PNG with the precision-recall curve of each class. Raises FastRCNNError as atomic_write does."""
-    columns = math.ceil(math.sqrt(len(classes)))
-    rows = math.ceil(len(classes) / columns)
-    figure = Figure(figsize=(2.5 * columns, 2.5 * rows), dpi=96, layout="constrained")
+    """Write a PNG with the precision-recall curve of each class that has objects.
+
+    A name that no font on this system has is shown as the number of its class. Raises FastRCNNError as atomic_write
+    does.
+    """
+    present = (np.flatnonzero(result.objects[1:]) + 1).tolist()
+    side, size = (2.5, 8) if len(present) <= MANY else (1.6, 6)  # inches and points
+    columns = max(1, math.ceil(math.sqrt(len(present))))
+    rows = max(1, math.ceil(len(present) / columns))
+    figure = Figure(figsize=(side * columns, side * rows), dpi=96)
+    if len(present) <= MANY:
+        figure.set_layout_engine("constrained")
+    else:  # that engine takes a minute for 365 panels
+        edge = 0.3 / side
+        figure.subplots_adjust(edge / columns, edge / rows, 1 - 0.1 / columns, 1 - edge / rows, 0.12, 0.3)
     canvas = FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
-    for k, (name, axis) in enumerate(zip(classes, axes, strict=False), start=1):
+    unnamed = False
+    for k, axis in zip(present, axes, strict=False):
         recall, precision = result.recall[k], result.precision[k]
         # From recall 0 on: where one right detection finds the only object, this is a line and not an unseen point.
         axis.plot(np.append(0 * recall[:1], recall), np.append(precision[:1], precision), linewidth=1)
-        ap = "no objects" if np.isnan(result.ap[k]) else f"AP {result.ap[k]:.3f}"
-        axis.set_title(f"{name}, {ap}".replace("$", r"\$"), fontsize=8)  # $ would start mathematics
-        axis.tick_params(labelsize=7)
+        name = shortened(classes[k - 1], LONGEST)
+        file = font_file(frozenset(name))
+        unnamed |= file is None
+        title = f"{name if file else f'class {k}'}, AP {result.ap[k]:.3f}"
+        axis.set_title(title, fontproperties=FontProperties(fname=file or OWN_FONT, size=size), parse_math=False)
+        axis.tick_params(labelsize=size - 1)
         axis.grid(alpha=0.3)
-    for axis in axes[len(classes) :]:
+    for axis in axes[len(present) :]:
         axis.remove()
-    axes[0].set(xlim=(0, 1.02), ylim=(0, 1.02))
-    figure.supxlabel("recall", fontsize=9)
+    if present:
+        axes[0].set(xlim=(0, 1.02), ylim=(0, 1.02), xticks=TICKS, yticks=TICKS)  # of all, which share them
+    else:
+        figure.text(0.5, 0.5, "no class has objects", ha="center", fontsize=9)
+    figure.supxlabel("recall" + "; classes with a number: no font here has their names" * unnamed, fontsize=9)
     figure.supylabel("precision", fontsize=9)
-    with atomic_write(path) as file:
-        canvas.print_png(file)
+    with atomic_write(path) as picture:
+        canvas.print_png(picture)
 
 
 def write_voc_files(

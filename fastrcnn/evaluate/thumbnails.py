@@ -11,6 +11,7 @@ from jaxtyping import Real
 from PIL import Image
 
 from fastrcnn.annotations.records import ImageRecord
+from fastrcnn.drawing import shortened
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.page import element, name
 from fastrcnn.images import read_image
@@ -89,8 +90,7 @@ def _labels(drawn: Sequence[Drawn], width: int) -> list[Element]:
     labels: list[Element] = []
     taken: list[tuple[float, float, float]] = []
     for one in drawn:
-        text = CROSS * (one.kind == "wrong") + one.label
-        text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\u2026"
+        text = shortened(CROSS * (one.kind == "wrong") + one.label, LONGEST)
         x1, y1, x2, y2 = one.box.tolist()
         length = LETTER * size * len(text)
         start = x1 + size / 4 if x1 + x2 < width else x2 - size / 4 - length

@@ -87,9 +87,9 @@ class Detections:
             raise FastRCNNError(f"{name!r} is not a class; the classes are {', '.join(self.class_list)}")
         return self[self.classes == self.class_list.index(name) + 1]
 
-    def above(self, score: float) -> "Detections":
-        """Those that score at least `score`."""
-        return self[self.scores >= score]
+    def above(self, score: float | Float32[np.ndarray, "K"]) -> "Detections":
+        """Those that score at least `score`, or the one of its class of K."""
+        return self[self.scores >= (np.asarray(score)[self.classes] if np.ndim(score) else score)]
 
     def in_classes(self, class_list: Sequence[str]) -> "Detections":
         """The same with the numbers of a list of the same classes in another order or case.

@@ -17,6 +17,7 @@ from fastrcnn.detect.pictures import detect_pictures
 from fastrcnn.detections import Detections, read_detections
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import read_image
+from fastrcnn.model.score_thresholds import ScoreThresholds
 
 
 class Finder(Detector):
@@ -183,3 +184,31 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     with pytest.raises(FastRCNNError, match="cannot be written"):
         detect_pictures(detector, [tmp_path / "photos"], tmp_path / "file")
     assert not detector.seen
+
+
+def test_score_is_a_number_lower_than_the_configured_one_or_auto(tmp_path):
+    """A lower number is asked of the detector; auto draws by class; the journal knows which it was."""
+    photo, asked = picture(tmp_path / "a.jpg"), []
+
+    class Asked(Finder):
+        def detect(self, image, proposals=None, image_id=None, score=None):
+            asked.append(score)
+            return super().detect(image, proposals, image_id)
+
+    for score in (0.5, 0.05, 0.01, None):
+        detect_pictures(Asked(), [photo], tmp_path / "found", score)
+    assert asked == [None, None, pytest.approx(0.01), None]
+    drawn = {}
+    for name, scores in (("on", {"dog": 0.75}), ("above", {"dog": 0.76}), ("without", {"cat": 0.9})):
+        detector = Finder()
+        detector.score_thresholds = ScoreThresholds(scores, "some", 3)
+        done = detect_pictures(detector, [photo], tmp_path / name, "auto", formats=["csv"])
+        drawn[name] = len(done.labels[0].read_text().splitlines()) - 1
+        assert len(done.images[0].found) == 1  # detections.json holds all
+    assert drawn == {"on": 1, "above": 0, "without": 1}
+
+
+def test_auto_without_thresholds_is_refused_before_any_work(tmp_path):
+    with pytest.raises(FastRCNNError, match="hold no score thresholds"):
+        detect_pictures(Finder(), [picture(tmp_path / "a.jpg")], tmp_path / "found", "auto")
+    assert not (tmp_path / "found").exists()

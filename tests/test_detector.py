@@ -11,6 +11,7 @@ from fastrcnn.detect.detector import Detector
 from fastrcnn.detect.views import nearest_scale
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import image_scale, prepare_image, read_image
+from fastrcnn.model.score_thresholds import ScoreThresholds, store_thresholds
 from fastrcnn.model.svd import compress_weights
 from fastrcnn.model.weights import build, load_model, save_weights
 
@@ -225,3 +226,50 @@ def test_wrong_input_is_refused(saved, image, proposals, words):
 def test_a_device_that_is_not_there(saved):
     with pytest.raises(FastRCNNError, match="device: 'tpu9'"):
         fastrcnn.load(saved[2], device="tpu9")
+
+
+def with_thresholds(path, scores):
+    """A detector of the weights file with these score thresholds stored in it."""
+    store_thresholds(path, ScoreThresholds(scores, "VOC2007 minival", 500))
+    return fastrcnn.load(path)
+
+
+def test_a_lower_score_gives_more_detections_and_a_higher_one_fewer(saved):
+    detector = fastrcnn.load(saved[2])
+    detector.config.test.score_threshold, detector.config.test.max_detections = 0.3, 1000
+    found = {s: detector.detect(PICTURE, some_proposals(), score=s) for s in (None, 0.3, 0.5, 0.05, 0, 1)}
+    assert len(found[1]) < len(found[0.5]) < len(found[None]) < len(found[0.05]) < len(found[0])
+    assert found[0.3].to_json() == found[None].to_json()
+    assert found[0.5].scores.min() > 0.5 and 0.05 < found[0.05].scores.min() <= 0.3
+    both = detector.detect([PICTURE, PICTURE], [some_proposals()] * 2, score=0.5)
+    assert [one.to_json() for one in both] == [found[0.5].to_json()] * 2
+
+
+def test_auto_gives_what_reaches_the_threshold_of_its_class(saved, caplog):
+    plain = fastrcnn.load(saved[2]).detect(PICTURE, some_proposals())
+    common = max(set(plain.names), key=plain.names.count)
+    first, *others = (name for name in plain.class_list if name != common)
+    middle = float(np.sort(plain.of_class(common).scores)[len(plain.of_class(common)) // 2])
+    scores = {common: middle, first: 1.0}
+    detector = with_thresholds(saved[2], scores)
+    with caplog.at_level("INFO"):
+        found = [detector.detect(PICTURE, some_proposals(), score="auto") for _ in range(2)]
+    kept = [s for name, s, _ in plain if s >= scores.get(name, 0)]
+    assert found[0].scores.tolist() == found[1].scores.tolist() == kept
+    assert 0 < len(kept) < len(plain) and middle in kept  # a score of exactly the threshold is enough
+    assert detector.detect(PICTURE, some_proposals()).to_json() == plain.to_json()
+    said = (
+        "score thresholds measured on VOC2007 minival, 500 images; 0.05 for classes of which nothing was found there: "
+    )
+    assert [record.message for record in caplog.records] == [said + ", ".join(others)]
+
+
+@pytest.mark.parametrize("score", [-0.1, 1.5, float("nan"), "automatic", "0.5", True])
+def test_another_score_is_refused_before_any_work(saved, score):
+    with pytest.raises(FastRCNNError, match="it must be auto or a number from 0 to 1"):
+        with_thresholds(saved[2], {}).detect("nowhere.jpg", score=score)
+
+
+def test_auto_without_thresholds_names_the_remedy(saved):
+    with pytest.raises(FastRCNNError, match="hold no score thresholds.*tools/test.py CONFIG WEIGHTS"):
+        fastrcnn.load(saved[2]).detect("nowhere.jpg", score="auto")

@@ -2,33 +2,18 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import made_proposals
 
 from fastrcnn import config as configs
-from fastrcnn.data.shapes import make_shapes
-from fastrcnn.detections import write_detections
+from fastrcnn.annotations.read import read_data_sets
+from fastrcnn.data.image_set import open_data
+from fastrcnn.detections import DetectedImage, Detections, write_detections
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.evaluate.run import evaluate_detections, evaluate_weights
+from fastrcnn.evaluate.keep_thresholds import keep_thresholds
+from fastrcnn.evaluate.run import _key, evaluate_detections, evaluate_weights
+from fastrcnn.model.weights import load_model
 from fastrcnn.train.loop import train
-
-
-@pytest.mark.parametrize("sampling", [{}, {"hard_candidates": 100}])
-def test_four_images_are_learnt_by_heart(tree, tmp_path, sampling):
-    """All parts together, from reading to average precision: whatever is wrong in one of them keeps mAP below 1."""
-    root = tmp_path / "four"
-    make_shapes(root, train=4, test=1, seed=5)
-    (root / "proposals.json").write_text(json.dumps(made_proposals(root)))
-    dataset = {"root": str(root), "split": "train", "proposals": str(root / "proposals.json")}
-    tree["data"] |= {"train": [dataset], "test": [dataset]}
-    tree["image"] = {"train_short_side": [128], "test_short_side": [128], "flip": False}
-    tree["model"] |= {"freeze_up_to": "", "fc_width": 64, "dropout": 0.0}
-    tree["sampling"] = {"rois_per_batch": 64, **sampling}
-    tree["solver"] = {"lr": 0.02, "steps": [180], "max_iterations": 220, "warmup_iterations": 20, "clip_gradient": 5.0}
-    tree["train"] = {"checkpoint_every": 1000}
-    config = configs.from_dict(tree)
-    weights = train(config)
-    assert evaluate_weights(config, weights, tmp_path / "results").mean_ap == pytest.approx(1.0)
 
 
 def test_detections_of_other_images_are_not_scored(tree, tmp_path):
@@ -112,3 +97,58 @@ def test_a_report_is_written_last_and_only_when_asked_for(tree, tmp_path, monkey
     found = tmp_path / "b" / "detections.json"
     evaluate_detections(configs.from_dict(tree), found, tmp_path / "c", with_report=True)
     assert "proposals is not at hand" in (tmp_path / "c" / "report.html").read_text(encoding="utf-8")
+
+
+def test_thresholds_are_stored_once_and_are_no_other_weights(tree, tmp_path, caplog):
+    """Evaluated twice, the file changes once; an evaluation under way goes on over it."""
+    config = configs.from_dict(tree | {"solver": {**tree["solver"], "max_iterations": 1}})
+    weights = train(config)
+    key = _key(config, weights, open_data(config.data.test, config))
+    found = evaluate_detections(config, sure(config, tmp_path), tmp_path / "scored")
+    stated = json.loads((tmp_path / "scored" / "results.json").read_text())["score_thresholds"]
+    best = found.analysis.thresholds.best
+    assert {name: value and value["score"] for name, value in stated.items()} == {
+        name: value and value.score for name, value in zip(config.classes, best[1:], strict=True)
+    }
+    assert any(stated.values()) and load_model(weights)[0].score_thresholds is None
+    with caplog.at_level("INFO"):
+        keep_thresholds(config, weights, found.analysis.thresholds, 4)
+        content = weights.read_bytes()
+        keep_thresholds(config, weights, found.analysis.thresholds, 4)
+    assert weights.read_bytes() == content
+    kept = load_model(weights)[0].score_thresholds
+    assert kept.scores == {name: value["score"] for name, value in stated.items() if value}
+    assert (kept.data, kept.images) == (f"{Path(tree['data']['test'][0]['root']).name} test", 4)
+    assert "now holds score thresholds" in caplog.text and "holds the score thresholds" in caplog.text
+    assert _key(config, weights, open_data(config.data.test, config)) == key
+
+
+def sure(config, folder):
+    """Detections that are right, with falling scores."""
+    records = read_data_sets(config.data.test, config.data, config.classes)
+    images = []
+    for i, r in enumerate(records):
+        scores = np.linspace(0.9, 0.5, len(r.boxes), dtype=np.float32) - np.float32(i / 10)
+        found = Detections(r.boxes, r.classes, scores, tuple(config.classes))
+        images.append(DetectedImage(r.id, found, str(r.path), r.width, r.height))
+    write_detections(folder / "sure.json", config.classes, images)
+    return folder / "sure.json"
+
+
+def test_thresholds_of_other_settings_and_in_checkpoints_and_protected_weights_are_not_stored(tree, tmp_path, caplog):
+    config = configs.from_dict(tree)
+    weights = train(config)
+    thresholds = evaluate_detections(config, sure(config, tmp_path), tmp_path / "scored").analysis.thresholds
+    other = configs.from_dict(tree | {"test": {"nms_iou": 0.4, "ap_rule": "area"}})
+    checkpoint = max(weights.parent.glob("checkpoint_*"))
+    contents = {path: path.read_bytes() for path in (weights, checkpoint)}
+    weights.chmod(0o444)
+    with caplog.at_level("INFO"):
+        keep_thresholds(other, weights, thresholds, 4)
+        keep_thresholds(config, checkpoint, thresholds, 4)
+        keep_thresholds(config, weights, thresholds, 4)
+    weights.chmod(0o644)
+    assert "the weights detect with another test.nms_iou than this evaluation" in caplog.text
+    assert "is a checkpoint; score thresholds are stored in weights only" in caplog.text
+    assert "is write-protected; the score thresholds are in results.json only" in caplog.text
+    assert {path: path.read_bytes() for path in contents} == contents

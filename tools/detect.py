@@ -1,8 +1,18 @@
 """Find objects in pictures: draws boxes with class and score, and writes all detections as JSON."""
 
+import argparse
+import contextlib
 from collections import Counter
 
 from _common import parser, run
+
+
+def score(text: str) -> float | str:
+    """Of --score."""
+    with contextlib.suppress(ValueError):
+        if text == "auto" or 0 <= float(text) <= 1:
+            return text if text == "auto" else float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number from 0 to 1")
 
 
 def main() -> None:
@@ -10,7 +20,14 @@ def main() -> None:
     p.add_argument("images", metavar="IMAGE", nargs="+", help="pictures, or folders, with their sub-folders")
     p.add_argument("--output", default="detections", metavar="FOLDER", help="where pictures and JSON go")
     p.add_argument("--proposals", metavar="FILE", help="proposals of these pictures; default: selective search")
-    p.add_argument("--score", type=float, default=0.5, metavar="S", help="draw what scores at least this (default 0.5)")
+    p.add_argument(
+        "--score",
+        type=score,
+        default=0.5,
+        metavar="S",
+        help="draw what scores at least this (default 0.5), or auto: at least the threshold of its class that "
+        "tools/test.py measured and stored in the weights",
+    )
     p.add_argument(
         "--format",
         choices=("json", "voc", "yolo", "coco", "csv"),
@@ -30,7 +47,7 @@ def main() -> None:
     formats = [name for name in dict.fromkeys(args.format) if name != "json"]
     done = detect_pictures(detector, args.images, args.output, args.score, args.proposals, args.weights, formats)
     for image, drawn in zip(done.images, done.drawn, strict=True):
-        counts = Counter(image.found.above(args.score).names)
+        counts = Counter(image.found.above(detector.score_limits(args.score)).names)
         print(f"{drawn}: " + (", ".join(f"{n} {name}" for name, n in counts.items()) or "nothing above the score"))
     failed = f"; {len(done.failed)} could not be used, see the messages above" if done.failed else ""
     for name, place in zip(formats, done.labels, strict=True):

@@ -1,10 +1,11 @@
 """From a picture to named boxes: proposals, features, RoI pooling, fc6 and fc7, decoding, NMS (section 3)."""
 
+import logging
 from collections.abc import Sequence
 from copy import deepcopy
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -23,7 +24,12 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import prepare_image
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.roi_features import bins_first, pool_for_inference, project, roi_cells, unique_rois
+from fastrcnn.model.score_thresholds import ScoreThresholds
 from fastrcnn.proposals.selective_search import selective_search
+
+log = logging.getLogger(__name__)
+
+Score: TypeAlias = float | int | str | None  # a number, `auto`, or None: test.score_threshold
 
 
 def detection_settings(config: Config) -> dict[str, Any]:
@@ -40,18 +46,30 @@ class Detector:
     fastrcnn.load lets go of its model, so that only the copy stays in memory.
     """
 
+    score_thresholds: ScoreThresholds | None = None
+
     def __init__(self, model: FastRCNN, config: Config, device: torch.device):
         """Raises FastRCNNError for a configuration with another number of classes than the model."""
         if len(config.classes) + 1 != model.num_classes:
             raise FastRCNNError(
                 f"the configuration has {len(config.classes)} classes, the model {model.num_classes - 1}; give its own"
             )
-        self.config, self.device, self.precision = config, device, model.precision
+        self.config, self.device = config, device
+        self.score_thresholds = model.score_thresholds
         self.model = _copied(model, device)
+
+    @property
+    def precision(self) -> str:
+        """float32 or bfloat16."""
+        return self.model.precision
 
     @overload
     def detect(
-        self, image: Picture, proposals: ArrayLike | Tensor | None = None, image_id: str | None = None
+        self,
+        image: Picture,
+        proposals: ArrayLike | Tensor | None = None,
+        image_id: str | None = None,
+        score: Score = None,
     ) -> Detections: ...
 
     @overload
@@ -60,25 +78,61 @@ class Detector:
         image: list[Picture] | tuple[Picture, ...],
         proposals: Sequence[ArrayLike | Tensor | None] | None = None,
         image_id: Sequence[str | None] | None = None,
+        score: Score = None,
     ) -> list[Detections]: ...
 
-    def detect(self, image: Any, proposals: Any = None, image_id: Any = None) -> Detections | list[Detections]:
+    def detect(
+        self, image: Any, proposals: Any = None, image_id: Any = None, score: Score = None
+    ) -> Detections | list[Detections]:
         """Find objects in a picture, or in each of a list: see inputs.FORMS for what a picture may be.
 
         proposals [P, 4] are in image pixels, half open, and all are used; none are found where they are an empty list.
         Without them, selective search finds its own (seconds), its random order seeded by image_id, which for a file is
-        its name without suffix. For a list of pictures, proposals and image_id are lists, too. Raises FastRCNNError for
-        a file that is no picture and for pixels or proposals of another form.
+        its name without suffix. For a list of pictures, proposals and image_id are lists, too.
+
+        score: a number takes the place of test.score_threshold; `auto` gives what scores at least the thresholds of the
+        classes that tools/test.py measured and stored in the weights. Raises FastRCNNError for a file that is no
+        picture, for pixels or proposals of another form, and as score_limits does.
         """
+        self.score_limits(score)  # before any work
         if not isinstance(image, list | tuple):
-            return self._detect_one(image, proposals, image_id)
+            return self._detect_one(image, proposals, image_id, score)
         boxes, ids = ([None] * len(image) if part is None else part for part in (proposals, image_id))
         if not len(image) == len(boxes) == len(ids):
             raise FastRCNNError(f"{len(image)} images need as many proposals and ids, not {len(boxes)} and {len(ids)}")
-        return [self._detect_one(*one) for one in zip(image, boxes, ids, strict=True)]
+        return [self._detect_one(*one, score) for one in zip(image, boxes, ids, strict=True)]
+
+    def score_limits(self, score: Score) -> Float32[np.ndarray, "K"]:
+        """The score that a detection of each class must have, from index 1 on, for an argument of detect.
+
+        Raises FastRCNNError for a number outside 0..1 or another word, and for `auto` with weights that hold no
+        thresholds.
+        """
+        if score == "auto":
+            return self._auto_limits
+        if score is None:
+            score = self.config.test.score_threshold
+        if isinstance(score, str | bool) or not 0 <= score <= 1:  # nor NaN
+            raise FastRCNNError(f"score is {score!r}; it must be auto or a number from 0 to 1")
+        return np.full(len(self.config.classes) + 1, score, np.float32)
+
+    @cached_property
+    def _auto_limits(self) -> Float32[np.ndarray, "K"]:
+        measured, otherwise = self.score_thresholds, self.config.test.score_threshold
+        if measured is None:
+            raise FastRCNNError(
+                "score is auto, and these weights hold no score thresholds; measure them first: "
+                "python tools/test.py CONFIG WEIGHTS"
+            )
+        without = [name for name in self.config.classes if name not in measured.scores]
+        rest = f"; {otherwise} for classes of which nothing was found there: {', '.join(without)}" if without else ""
+        log.info("score thresholds measured on %s, %d images%s", measured.data, measured.images, rest)
+        return measured.limits(self.config.classes, otherwise)
 
     @torch.inference_mode()
-    def _detect_one(self, image: Picture, proposals: ArrayLike | Tensor | None, image_id: str | None) -> Detections:
+    def _detect_one(
+        self, image: Picture, proposals: ArrayLike | Tensor | None, image_id: str | None, score: Score
+    ) -> Detections:
         if image_id is None:
             image_id = Path(image).stem if isinstance(image, str | Path) else ""
         pixels = as_pixels(image)
@@ -86,10 +140,12 @@ class Detector:
             proposals = selective_search(pixels, image_id, self.config.proposals)
         scores, boxes = self.classify(pixels, as_rois(proposals).to(self.device))
         test = self.config.test
-        limits = (test.score_threshold, test.nms_iou, test.max_detections)
+        lowest = test.score_threshold if score is None or isinstance(score, str) else score
+        limits = (lowest, test.nms_iou, test.max_detections)
         kept = select_detections(scores, boxes, *limits, test.soft_nms, test.box_voting)
-        found, classes, best = (part.cpu().numpy() for part in kept)
-        return Detections(found, classes, best, tuple(self.config.classes))
+        boxes_kept, classes, best = (part.cpu().numpy() for part in kept)
+        found = Detections(boxes_kept, classes, best, tuple(self.config.classes))
+        return found.above(self.score_limits(score)) if score == "auto" else found
 
     @torch.inference_mode()
     def classify(self, image: UInt8[np.ndarray, "H W 3"], rois: Float32[Tensor, "R 4"]) -> Rows:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 
 from fastrcnn.annotations.coco import write_coco
 from fastrcnn.annotations.records import ImageRecord
@@ -30,7 +31,7 @@ def write_labels(
     outputs: Mapping[Path, str],
     classes: Sequence[str],
     folder: Path,
-    score: float,
+    score: float | Float32[np.ndarray, "K"],
 ) -> Path:
     """Write what scores at least `score` in one of WRITERS' formats, or `csv`; `outputs` are the pictures' ids, all
     distinct. `coco` has results.json beside it, the same with scores as COCO's evaluation takes them.

@@ -16,6 +16,7 @@ from fastrcnn.detect.views import Look, Rows
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import METADATA_KEY
 from fastrcnn.images import prepare_image
+from fastrcnn.model.score_thresholds import ScoreThresholds
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -27,9 +28,13 @@ FORMAT = "fastrcnn onnx 1"
 class OnnxDetector(Detector):
     """A network of tools/export.py at work on the CPU, in float32, in as many threads as torch uses."""
 
-    def __init__(self, session: "InferenceSession", config: Config):
-        self.session, self.config = session, config
-        self.device, self.precision = torch.device("cpu"), "float32"
+    def __init__(self, session: "InferenceSession", config: Config, score_thresholds: ScoreThresholds | None = None):
+        self.session, self.config, self.score_thresholds = session, config, score_thresholds
+        self.device = torch.device("cpu")
+
+    @property
+    def precision(self) -> str:
+        return "float32"
 
     def _network(self, image: UInt8[np.ndarray, "H W 3"], scale: float) -> Look:
         pixels = prepare_image(image, scale, (0, 0, 0), (1, 1, 1)).permute(1, 2, 0)  # the graph normalises
@@ -80,6 +85,8 @@ def open_onnx(data: bytes, path: str | Path) -> OnnxDetector:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise FastRCNNError(f"{path}: is an ONNX file of another program; tools/export.py writes those that this needs")
     try:
-        return OnnxDetector(session, configs.from_dict(about["settings"], source=str(path)))
-    except (KeyError, TypeError) as e:
+        measured = about.get("score_thresholds")
+        thresholds = ScoreThresholds.from_json(measured) if measured else None
+        return OnnxDetector(session, configs.from_dict(about["settings"], source=str(path)), thresholds)
+    except (KeyError, TypeError, ValueError) as e:
         raise FastRCNNError(f"{path}: its metadata is damaged ({e!r}); make or fetch the file again") from None

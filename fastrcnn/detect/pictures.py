@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+from jaxtyping import Float32
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fastrcnn.detect.detector import Detector, detection_settings
+from fastrcnn.detect.detector import Detector, Score, detection_settings
 from fastrcnn.detect.folders import JOURNAL_NAME, JSON_NAME, ListedPicture, check_outputs, find_pictures
 from fastrcnn.detect.labels import write_labels
 from fastrcnn.detections import DetectedImage, write_detections
 from fastrcnn.drawing import draw_detections, write_image
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import file_digest, lock
+from fastrcnn.files import lock
 from fastrcnn.images import read_image
 from fastrcnn.journal import Journal
+from fastrcnn.model.score_thresholds import network_digest
 from fastrcnn.model.weights import weights_file
 from fastrcnn.proposals.proposals import Proposals, read_proposals
 
@@ -38,26 +40,28 @@ class DetectedPictures:
 
 
 Item: TypeAlias = tuple[str, DetectedImage]  # with its stamp
+Limits: TypeAlias = Float32[np.ndarray, "K"]  # the score that a class must have to be drawn
 
 
 def detect_pictures(
     detector: Detector,
     paths: Sequence[str | Path],
     output: str | Path,
-    score: float = 0.5,
+    score: Score = 0.5,
     proposals: str | Path | None = None,
     weights: str | Path | None = None,
     formats: Sequence[str] = (),
 ) -> DetectedPictures:
     """Detect in the pictures of find_pictures; draw what scores at least `score` to output/<id>.jpg, and write
-    output/detections.json with everything above the score threshold of the weights.
+    output/detections.json with everything above test.score_threshold, or above `score` where that is lower.
 
-    `proposals` is a file of them by the pictures' ids. What scores at least `score` is also written as labels in each
-    of `formats` (of labels.WRITERS). A picture that cannot be read is reported and skipped. Stopped on the way,
-    detections.json holds what was finished, and the same call resumes if `weights` names the detector's file. Raises
-    FastRCNNError, before any work, where check_outputs does, and when none could be read.
+    `score` is a number, `auto` for the thresholds that the weights hold, or None for test.score_threshold. `proposals`
+    is a file of them by the pictures' ids. What scores at least `score` is also written as labels in each of `formats`
+    (of labels.WRITERS). A picture that cannot be read is reported and skipped. Stopped on the way, detections.json
+    holds what was finished, and the same call resumes if `weights` names the detector's file. Raises FastRCNNError,
+    before any work, where check_outputs and Detector.score_limits do, and when none could be read.
     """
-    output = Path(output)
+    output, limits = Path(output), detector.score_limits(score)
     pictures = find_pictures(paths, output)
     inputs = [Path(proposals)] if proposals else []
     inputs += [weights_file(weights)] if weights else []
@@ -66,12 +70,12 @@ def detect_pictures(
     store = read_proposals(proposals, []) if proposals else None
     result = DetectedPictures([], [], [], output / JSON_NAME, [])
     with lock(output / ".lock", "the output folder"):
-        journal = _journal(detector, output, inputs if weights else None, score)
+        journal = _journal(detector, output, inputs if weights else None, score, limits)
         done = dict(journal.items)
         try:
             with journal:
                 for picture in tqdm(pictures, "detecting", unit="image", mininterval=1):
-                    _detect_and_draw(detector, picture, output, score, store, journal, done, result)
+                    _detect_and_draw(detector, picture, output, limits, store, journal, done, result)
         finally:  # Ctrl-C and a full disk too: what is finished is written
             if result.images:
                 write_detections(result.json, detector.config.classes, result.images)
@@ -81,7 +85,7 @@ def detect_pictures(
             )
         names = {picture.path: picture.output for picture in pictures}
         for name in formats:
-            folder = write_labels(name, result.images, names, detector.config.classes, output / name, score)
+            folder = write_labels(name, result.images, names, detector.config.classes, output / name, limits)
             result.labels.append(folder)
         journal.remove()
     return result
@@ -91,7 +95,7 @@ def _detect_and_draw(
     detector: Detector,
     picture: ListedPicture,
     output: Path,
-    score: float,
+    limits: Limits,
     store: Proposals | None,
     journal: Journal[Item],
     done: dict[str, DetectedImage],
@@ -103,7 +107,7 @@ def _detect_and_draw(
         stamp = _stamp(picture)
         image, pixels = done.get(stamp) if drawn.exists() else None, None
         if image is None:
-            image, pixels = _detect(detector, picture, store)
+            image, pixels = _detect(detector, picture, store, limits)
     except FastRCNNError as e:
         log.error("%s", e)
         result.failed.append(picture.path)
@@ -111,25 +115,27 @@ def _detect_and_draw(
     result.images.append(image)
     if pixels is not None:
         journal.append((stamp, image))  # before it is drawn: what is drawn is in detections.json
-        shown = image.found.above(score)
+        shown = image.found.above(limits)
         write_image(drawn, draw_detections(pixels, shown.boxes, shown.names, shown.scores))
     result.drawn.append(drawn)
 
 
-def _journal(detector: Detector, output: Path, inputs: Sequence[Path] | None, score: float) -> Journal[Item]:
+def _journal(
+    detector: Detector, output: Path, inputs: Sequence[Path] | None, score: Score, limits: Limits
+) -> Journal[Item]:
     """The pictures that an earlier call finished with the same inputs and settings; without inputs, none."""
-    same = secrets.token_hex() if inputs is None else [file_digest(path).hex() for path in inputs]
+    same = secrets.token_hex() if inputs is None else [network_digest(path).hex() for path in inputs]
     settings = detection_settings(detector.config) | {"precision": detector.precision}
     return Journal(
         output / JOURNAL_NAME,
-        {"inputs": same, "score": score, **settings},
+        {"inputs": same, "score": limits.tolist() if score == "auto" else score, **settings},
         lambda item: [item[0], item[1].to_json()],
         lambda item: (str(item[0]), DetectedImage.from_json(item[1], detector.config.classes)),
     )
 
 
 def _detect(
-    detector: Detector, picture: ListedPicture, store: Proposals | None
+    detector: Detector, picture: ListedPicture, store: Proposals | None, limits: Limits
 ) -> tuple[DetectedImage, NDArray[np.uint8]]:
     """What is found in a picture, and its pixels."""
     pixels = read_image(picture.path)
@@ -137,7 +143,11 @@ def _detect(
         raise FastRCNNError(
             f"{picture.path}: {store.path} has no proposals of {picture.id}; make them, or leave it out"
         )
-    found = detector.detect(pixels, store[picture.id] if store is not None else None, picture.id)
+    boxes = store[picture.id] if store is not None else None
+    if limits.min() < np.float32(detector.config.test.score_threshold):
+        found = detector.detect(pixels, boxes, picture.id, score=float(limits.min()))
+    else:
+        found = detector.detect(pixels, boxes, picture.id)
     height, width = pixels.shape[:2]
     return DetectedImage(picture.id, found, str(picture.path), width, height), pixels
 

@@ -1,7 +1,8 @@
 """All that explains an evaluation beyond average precision, of one data set and one class list."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -28,6 +29,17 @@ class Analysis:
     reliability: Reliability
     sizes: dict[str, OfSize]
     images: ImageQuality
+
+    def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
+        """What results.json says of it; None for what cannot be said."""
+        best = [asdict(found) if found else None for found in (*self.thresholds.best[1:], self.thresholds.overall)]
+        costs = [None if np.isnan(cost) else cost for cost in self.errors.map_cost.tolist()]
+        return {
+            "score_thresholds": dict(zip(classes, best, strict=False)),
+            "score_threshold_for_all": best[-1],
+            "map_cost": dict(zip(self.errors.kinds, costs, strict=True)),
+            "calibration_error": self.reliability.calibration_error,
+        }
 
 
 def analyse(

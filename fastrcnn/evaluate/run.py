@@ -22,13 +22,15 @@ from fastrcnn.detections import DetectedImage, read_detections, write_detections
 from fastrcnn.device import choose_device
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate import coco, report, voc
-from fastrcnn.evaluate.analysis import analyse
+from fastrcnn.evaluate.analysis import Analysis, analyse
 from fastrcnn.evaluate.html_report import write_report
+from fastrcnn.evaluate.keep_thresholds import keep_thresholds
 from fastrcnn.evaluate.report_sections import Evaluated
 from fastrcnn.evaluate.results import RESULTS, Origin, named_from, trained_for
 from fastrcnn.evaluate.rows import DetectionRows, ObjectRows, join
 from fastrcnn.files import atomic_write, file_digest, lock, refuse_overwrite, write_json
 from fastrcnn.journal import Journal
+from fastrcnn.model.score_thresholds import network_digest
 from fastrcnn.model.weights import load_model, weights_file
 from fastrcnn.proposals.recall import proposal_recall
 
@@ -47,6 +49,7 @@ class Evaluation:
     detections: Sequence[DetectedImage]
     table: str  # per class, for people
     rows: tuple[DetectionRows, ObjectRows]  # what was scored; images are numbered by sorted id
+    analysis: Analysis
 
     @property
     def mean_ap(self) -> float:
@@ -58,8 +61,9 @@ def evaluate_weights(
 ) -> Evaluation:
     """Detect in the images of config.data.test and score, into `folder`.
 
-    The network is that of the weights file, the settings of detection are config's. A killed evaluation
-    resumes when it is started again with the same weights, settings and images. Raises FastRCNNError for wrong input.
+    The network is that of the weights file, the settings of detection are config's. The score thresholds of best F1 are
+    kept in the weights file, see keep_thresholds. A killed evaluation resumes when it is started again with the same
+    weights, settings and images. Raises FastRCNNError for wrong input.
     """
     folder, weights, device = Path(folder), weights_file(weights), choose_device(config.device)
     _check_outputs(config, weights, folder, (DETECTIONS, *SCORES, *[REPORT] * with_report))
@@ -74,6 +78,7 @@ def evaluate_weights(
         origin = Origin(config, trained, DETECTIONS)
         evaluation = _score(config, found, images.records, folder, origin, with_coco)
         journal.remove()
+        keep_thresholds(config, weights, evaluation.analysis.thresholds, len(found))
         if with_report:
             _report(config, weights, images.records, images, evaluation, folder)
         return evaluation
@@ -150,14 +155,15 @@ def _score(
         values = coco.evaluate_coco(*rows, len(config.classes) + 1, config.test.max_detections)
         numbers["coco"] = {name: _number(value) for name, value in values.items()}
         table += "\nCOCO: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-    write_json(folder / RESULTS, {**numbers, **origin.to_json()})
+    analysis = analyse(*rows, config.classes, len(records), config.test.ap_rule, config.test.score_threshold)
+    write_json(folder / RESULTS, {**numbers, **analysis.to_json(config.classes), **origin.to_json()})
     with atomic_write(folder / "table.txt") as file:
         file.write(f"{table}\n".encode(errors="backslashreplace"))
     report.plot_precision_recall(result, config.classes, folder / "precision_recall.png")
     names = (Path(name).stem for dataset in config.data.test for name in dataset.split_names or ["all"])
     split = "+".join(dict.fromkeys(names))
     report.write_voc_files(folder / "voc", split, config.classes, images)
-    return Evaluation(result, images, table, rows)
+    return Evaluation(result, images, table, rows, analysis)
 
 
 def _report(
@@ -171,11 +177,9 @@ def _report(
     """Write report.html. All else is written by then: without it, there is a warning."""
     recall = None if images is None else proposal_recall(images)
     records = sorted(records, key=lambda record: record.id)  # as the rows number them
-    rows, result = evaluation.rows, evaluation.result
-    limit = config.test.score_threshold
-    analysis = analyse(*rows, config.classes, len(records), result.metric, limit)
+    found = (*evaluation.rows, evaluation.result, evaluation.analysis)
     try:
-        write_report(folder / REPORT, Evaluated(config, source, records, *rows, result, analysis, recall))
+        write_report(folder / REPORT, Evaluated(config, source, records, *found, recall))
         log.info("%s: all this, curves and pictures, to read in a browser", folder / REPORT)
     except FastRCNNError as e:
         log.warning("%s", e)
@@ -212,4 +216,4 @@ def _key(config: Config, weights: Path, images: ImageSet) -> dict[str, Any]:
     for record, proposals in images:
         digest.update(f"{record.id} {record.width} {record.height}\n".encode() + file_digest(record.path))
         digest.update(np.ascontiguousarray(proposals).tobytes())
-    return {"weights": file_digest(weights).hex(), "images": digest.hexdigest(), **detection_settings(config)}
+    return {"weights": network_digest(weights).hex(), "images": digest.hexdigest(), **detection_settings(config)}

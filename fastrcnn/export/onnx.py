@@ -13,7 +13,7 @@ Shapes: R RoIs, K classes with background, h w the scaled picture.
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -214,6 +214,7 @@ def _about(model: FastRCNN, config: Config) -> dict[str, Any]:
         "version": fastrcnn.__version__,
         "settings": detection_settings(config) | {"precision": "float32"},
         "normalisation": {"mean": model.normalisation.mean, "std": model.normalisation.std},
+        "score_thresholds": asdict(model.score_thresholds) if model.score_thresholds else None,
         "stride": model.stride,
         "inputs": INPUTS,
         "outputs": OUTPUTS,

@@ -15,6 +15,7 @@ from fastrcnn.config import ModelConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model import backbones
 from fastrcnn.model.roi_features import channels_first, pool_for_inference, project, roi_pool
+from fastrcnn.model.score_thresholds import ScoreThresholds
 
 
 class FastRCNN(nn.Module):
@@ -30,6 +31,7 @@ class FastRCNN(nn.Module):
         super().__init__()
         self.config, self.num_classes, self.precision = config, num_classes, precision
         self.normalisation = backbones.NORMALISATIONS["torchvision"]
+        self.score_thresholds: ScoreThresholds | None = None  # travel with the weights, too
         self.backbone = backbones.BUILDERS[config.backbone]()
         self.stride = backbones.STRIDES[config.backbone]
         try:

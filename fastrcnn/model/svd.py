@@ -1,5 +1,6 @@
 """Truncated SVD of the fully connected layers (section 3.1), as tools/compress_net.py of the original code."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import refuse_overwrite
 from fastrcnn.model.fast_rcnn import factors
 from fastrcnn.model.weights import load_model, weights_file, write_model
+
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -54,7 +57,8 @@ class Compression:
 def compress_weights(source: str | Path, target: str | Path, ranks: dict[str, int]) -> list[Compression]:
     """Write a weights file with fc6 and fc7 compressed to `ranks` ({"fc6": 1024, "fc7": 256}; 0 leaves a layer).
 
-    Raises FastRCNNError for a file that is no weights file or is compressed already, and for ranks that do not fit.
+    Score thresholds are not taken over. Raises FastRCNNError for a file that is no weights file or is compressed
+    already, and for ranks that do not fit.
     """
     refuse_overwrite([weights_file(source)], [target])
     model, config = load_model(source)
@@ -70,6 +74,12 @@ def compress_weights(source: str | Path, target: str | Path, ranks: dict[str, in
         setattr(model, name, smaller)
         before, after = (2e-9 * ROIS * multiplications(part) for part in (layer, smaller))
         result.append(Compression(name, rank or None, (parameters(layer), parameters(smaller)), (before, after)))
+    if model.score_thresholds:
+        log.info(
+            "%s: has no score thresholds: those of %s are of the whole network; measure them with tools/test.py",
+            target,
+            source,
+        )
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "feature_scale"}
     write_model(target, tensors, configs.to_dict(config), model.normalisation, feature_scale=1.0)
     return result

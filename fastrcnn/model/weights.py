@@ -18,9 +18,10 @@ from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import read_tensors, write_tensors
-from fastrcnn.model import backbones, checkpoint_file
+from fastrcnn.model import backbones, checkpoint_file, score_thresholds
 from fastrcnn.model.backbones import NORMALISATIONS, Normalisation
 from fastrcnn.model.fast_rcnn import FastRCNN, factors
+from fastrcnn.model.score_thresholds import ScoreThresholds
 
 log = logging.getLogger(__name__)
 
@@ -295,6 +296,7 @@ def load_model(path: str | Path, precision: str | None = None) -> tuple[FastRCNN
     model.load_state_dict({**tensors, "feature_scale": torch.ones(())}, assign=True)
     model.to(memory_format=torch.channels_last)
     model.normalisation = normalisation
+    model.score_thresholds = _score_thresholds(metadata, path)
     return model.eval(), config
 
 
@@ -315,3 +317,10 @@ def _header(metadata: dict[str, Any], path: str) -> tuple[Config, Normalisation]
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise FastRCNNError(f"{path}: its metadata is damaged ({e!r}); make or fetch the file again") from None
     return config, Normalisation(mean, std)
+
+
+def _score_thresholds(metadata: dict[str, Any], path: Path) -> ScoreThresholds | None:
+    try:
+        return ScoreThresholds.from_json(metadata[score_thresholds.KEY]) if score_thresholds.KEY in metadata else None
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
+        raise FastRCNNError(f"{path}: its score thresholds are damaged ({e!r}); make or fetch the file again") from None

@@ -49,7 +49,7 @@ def test_thresholds_change_nothing_else(path):
     assert network_digest(path) == digest
     if os.name == "posix":
         assert path.stat().st_mode & 0o777 == 0o640
-    assert os.listdir(path.parent) == [path.name]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_the_same_thresholds_again_leave_the_file_alone(path):

@@ -1,5 +1,7 @@
 """Train Fast R-CNN as a configuration says."""
 
+from functools import partial
+
 from _common import command_line, parser, run, shown
 
 
@@ -32,7 +34,7 @@ def main() -> None:
             print(line)
         return
     try:
-        weights = train(config, args.resume, evaluate_weights)
+        weights = train(config, args.resume, partial(evaluate_weights, with_thresholds=False))
     except NotFiniteError as e:
         if e.iteration is None:  # none of training
             raise

@@ -45,7 +45,7 @@ def keep_thresholds(config: Config, weights: Path, thresholds: Thresholds, image
     except FastRCNNError as e:
         log.warning("%s; the score thresholds are in results.json only", e)
         return
-    text = "%s: %s score thresholds of %d of %d classes, measured on data.test (%s, %d images), for detect --score auto"
+    text = "%s: %s score thresholds of %d of %d classes, measured on %s (%d images), for detect --score auto"
     log.info(text, weights, "now holds" if stored else "holds the", len(scores), len(trained.classes), data, images)
 
 

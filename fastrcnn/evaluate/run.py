@@ -57,13 +57,18 @@ class Evaluation:
 
 
 def evaluate_weights(
-    config: Config, weights: str | Path, folder: str | Path, with_coco: bool = False, with_report: bool = False
+    config: Config,
+    weights: str | Path,
+    folder: str | Path,
+    with_coco: bool = False,
+    with_report: bool = False,
+    with_thresholds: bool = True,
 ) -> Evaluation:
     """Detect in the images of config.data.test and score, into `folder`.
 
     The network is that of the weights file, the settings of detection are config's. The score thresholds of best F1 are
-    kept in the weights file, see keep_thresholds. A killed evaluation resumes when it is started again with the same
-    weights, settings and images. Raises FastRCNNError for wrong input.
+    kept in the weights file (see keep_thresholds), unless with_thresholds is False. A killed evaluation resumes when it
+    is started again with the same weights, settings and images. Raises FastRCNNError for wrong input.
     """
     folder, weights, device = Path(folder), weights_file(weights), choose_device(config.device)
     _check_outputs(config, weights, folder, (DETECTIONS, *SCORES, *[REPORT] * with_report))
@@ -78,7 +83,8 @@ def evaluate_weights(
         origin = Origin(config, trained, DETECTIONS)
         evaluation = _score(config, found, images.records, folder, origin, with_coco)
         journal.remove()
-        keep_thresholds(config, weights, evaluation.analysis.thresholds, len(found))
+        if with_thresholds:
+            keep_thresholds(config, weights, evaluation.analysis.thresholds, len(found))
         if with_report:
             _report(config, weights, images.records, images, evaluation, folder)
         return evaluation

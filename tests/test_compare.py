@@ -98,3 +98,4 @@ def test_verdicts():
     nothing = verdict(Interval(0.004, -0.0004, 0.012), "A", "B", 600)
     assert nothing == "no difference of B to A that 600 pictures can show (95 %: 0.000 to 0.012)"
     assert "equal" in verdict(Interval(0.0, 0.0, 0.0), "A", "B", 600)
+    assert "there are no objects" in verdict(Interval(*3 * [float("nan")]), "A", "B", 600)

@@ -122,10 +122,12 @@ def test_results_that_files_changed_under_are_refused(tested, tree, tmp_path):
 
 
 def test_what_is_no_result_is_refused(tested, tmp_path):
-    for path in (tmp_path / "absent", tmp_path):
-        with pytest.raises(FastRCNNError, match=r"there is no results.json; give a results folder"):
-            read_results(path)
+    with pytest.raises(FastRCNNError, match=r"there is no results.json; give a results folder"):
+        read_results(tmp_path)
     folder = tested("a")
+    for path in (tmp_path / "absent", folder / "detection.json"):
+        with pytest.raises(FastRCNNError, match="no such file or folder"):
+            read_results(path)
     whole = json.loads((folder / "results.json").read_text())
     for text in ('{"map": 0.5, "ap": {}}', "[]", "{", json.dumps({**whole, "config": None})):
         (folder / "results.json").write_text(text)

@@ -113,6 +113,8 @@ def interval(samples: Float64[np.ndarray, "B"]) -> Interval:
 
 def verdict(difference: Interval, first: str, other: str, image_count: int) -> str:
     """The difference of two mAPs (other - first) in words."""
+    if np.isnan(difference.value):
+        return f"nothing to compare {other} and {first} by: there are no objects in these {image_count} pictures"
     if difference.excludes_zero:
         word = "better" if difference.value > 0 else "worse"
         low, high = sorted((abs(difference.low), abs(difference.high)))

@@ -61,6 +61,8 @@ def read_results(path: str | Path) -> Results:
     Raises FastRCNNError, naming the file, where there are none, or what a comparison needs is not in them.
     """
     path = Path(path)
+    if not path.exists():
+        raise FastRCNNError(f"{path}: no such file or folder; give a results folder of tools/test.py, or of a run")
     folders = [path, path / "results"] if path.is_dir() else [path.parent]
     found = next((folder / RESULTS for folder in folders if (folder / RESULTS).is_file()), None)
     if found is None:

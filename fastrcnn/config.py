@@ -196,6 +196,10 @@ class ModelConfig(Section, title="model"):
     """Layers up to this one keep their weights; null trains all, a later layer freezes more."""
     fc_width: Count = 4096
     """Outputs of fc6 and fc7; weights of another width are not taken over."""
+    pool_layers: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Layers whose output RoIs are pooled from, merged to as many channels as the last has (skip pooling, as in ION,
+    arXiv 1512.04143): such as [pool4, conv5_3]; null: the last alone. Of frozen layers only the last one's output is
+    at hand: pool4 with freeze_up_to conv4_3."""
     pool_size: Count = 7
     """RoI pooling gives pool_size x pool_size bins."""
     dropout: BelowOne = 0.5

@@ -95,3 +95,19 @@ def vote_oracle(scores, boxes, score_threshold, box_voting, roi, k) -> list[floa
             weights += float(scores[r, c])
             total = [t + float(scores[r, c]) * x for t, x in zip(total, boxes[r, c].tolist(), strict=True)]
     return [t / weights for t in total]
+
+
+def merged(parts, weight):
+    """RoI features [c][y][x] of several layers -> [C][y][x]: each bin's part at RMS 1, concatenated, times weight."""
+    result = []
+    for row in weight:
+        result.append([[0.0] * len(parts[0][0][0]) for _ in parts[0][0]])
+        for y in range(len(parts[0][0])):
+            for x in range(len(parts[0][0][0])):
+                column = []
+                for part in parts:
+                    values = [channel[y][x] for channel in part]
+                    rms = (sum(v * v for v in values) / len(values)) ** 0.5
+                    column += [v / rms if rms else 0.0 for v in values]
+                result[-1][y][x] = sum(w * v for w, v in zip(row, column, strict=True))
+    return result

@@ -20,7 +20,7 @@ def test_pooling_rounds_up(name, size, cells):
         backbone = backbones.BUILDERS[name]()
         output = backbone(torch.zeros(1, 3, *size))
     assert output.shape == (1, backbones.output_channels(backbone), *cells)
-    assert [-(-side // backbones.STRIDES[name]) for side in size] == list(cells)
+    assert [-(-side // backbones.stride(backbone)) for side in size] == list(cells)
 
 
 def test_vgg16_computes_what_torchvision_s_does():

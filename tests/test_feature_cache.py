@@ -36,10 +36,14 @@ def cache_of(tree):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("freeze_up_to", "mined"), [("conv1", None), ("conv3_1", 40), ("conv3_2", None)])
-def test_training_from_the_cache_is_the_same_bit_for_bit(tree, cached, tmp_path, precision, freeze_up_to, mined):
-    """Losses and weights, with flips, two scales and a loader process; with and without hard example mining."""
-    change = {"precision": precision, "model": {**tree["model"], "freeze_up_to": freeze_up_to}}
+@pytest.mark.parametrize(
+    ("freeze", "mined", "layers"),
+    [("conv1", None, None), ("conv3_1", 40, None), ("conv3_2", None, None), ("conv2", 40, ["pool2", "conv3_2"])],
+)
+def test_training_from_the_cache_is_the_same_bit_for_bit(tree, cached, tmp_path, precision, freeze, mined, layers):
+    """Losses and weights, with flips, two scales and a loader process; with and without hard example mining and skip
+    pooling."""
+    change = {"precision": precision, "model": {**tree["model"], "freeze_up_to": freeze, "pool_layers": layers}}
     change["sampling"] = {**tree["sampling"], "hard_candidates": mined}
     change |= {"image": {"train_short_side": [64, 96], "flip": True}}
     plain = train(config_of({**tree, **change}, tmp_path / "plain"))

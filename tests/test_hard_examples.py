@@ -80,7 +80,7 @@ def test_scores_without_a_gradient_are_those_of_training(precision):
     model, _, batch, _ = example((700, 9))
     model.precision = precision
     features = model.features(batch.images)
-    assert all(f.requires_grad for f in features)
+    assert all(m.requires_grad for maps in features for m in maps)
     for fast, plain in zip(
         model.head_without_gradient(features, batch.rois, batch.scales, None),
         model.head(features, batch.rois, batch.scales, None),

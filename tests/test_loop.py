@@ -61,12 +61,15 @@ def test_a_run_leaves_all_it_should(tree, tmp_path):
     assert "8 images, 5 classes" in (folder / "log.txt").read_text()
 
 
-@pytest.mark.parametrize(("stop", "workers", "mined"), [(3, 0, None), (5, 1, None), (5, 1, 50)])
-def test_resume_equals_the_unbroken_run_bit_for_bit(tree, tmp_path, stop, workers, mined):
+@pytest.mark.parametrize(
+    ("stop", "workers", "mined", "layers"), [(3, 0, None, None), (5, 1, None, None), (5, 1, 50, ["pool2", "conv3_2"])]
+)
+def test_resume_equals_the_unbroken_run_bit_for_bit(tree, tmp_path, stop, workers, mined, layers):
     """With dropout, momentum, an lr step (at 6) and an epoch edge (at 4) inside, and another number of workers; with
-    and without hard example mining."""
+    and without hard example mining and skip pooling."""
     tree["image"]["flip"] = False
     tree["sampling"]["hard_candidates"] = mined
+    tree["model"]["pool_layers"] = layers
     unbroken = train(config_of(tree, tmp_path / "a"))
     train(config_of(tree, tmp_path / "b", max_iterations=stop))
     tree["data"]["workers"] = workers

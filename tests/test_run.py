@@ -4,16 +4,38 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import made_proposals
 
 from fastrcnn import config as configs
 from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.data.image_set import open_data
+from fastrcnn.data.shapes import make_shapes
 from fastrcnn.detections import DetectedImage, Detections, write_detections
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.keep_thresholds import keep_thresholds
 from fastrcnn.evaluate.run import _key, evaluate_detections, evaluate_weights
 from fastrcnn.model.weights import load_model
 from fastrcnn.train.loop import train
+
+
+@pytest.mark.parametrize(
+    ("sampling", "layers"), [({}, None), ({"hard_candidates": 100}, None), ({}, ["pool2", "conv3_2"])]
+)
+def test_four_images_are_learnt_by_heart(tree, tmp_path, sampling, layers):
+    """All parts together, from reading to average precision: whatever is wrong in one of them keeps mAP below 1."""
+    root = tmp_path / "four"
+    make_shapes(root, train=4, test=1, seed=5)
+    (root / "proposals.json").write_text(json.dumps(made_proposals(root)))
+    dataset = {"root": str(root), "split": "train", "proposals": str(root / "proposals.json")}
+    tree["data"] |= {"train": [dataset], "test": [dataset]}
+    tree["image"] = {"train_short_side": [128], "test_short_side": [128], "flip": False}
+    tree["model"] |= {"freeze_up_to": "", "fc_width": 64, "dropout": 0.0, "pool_layers": layers}
+    tree["sampling"] = {"rois_per_batch": 64, **sampling}
+    tree["solver"] = {"lr": 0.02, "steps": [180], "max_iterations": 220, "warmup_iterations": 20, "clip_gradient": 5.0}
+    tree["train"] = {"checkpoint_every": 1000}
+    config = configs.from_dict(tree)
+    weights = train(config)
+    assert evaluate_weights(config, weights, tmp_path / "results").mean_ap == pytest.approx(1.0)
 
 
 def test_detections_of_other_images_are_not_scored(tree, tmp_path):

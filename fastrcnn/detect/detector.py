@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
@@ -22,8 +22,8 @@ from fastrcnn.detect.views import Look, Rows, look_at
 from fastrcnn.detections import Detections
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import prepare_image
-from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.roi_features import bins_first, pool_for_inference, project, roi_cells, unique_rois
+from fastrcnn.model.fast_rcnn import FastRCNN, Features
+from fastrcnn.model.roi_features import bins_first, project, unique_rois
 from fastrcnn.model.score_thresholds import ScoreThresholds
 from fastrcnn.proposals.selective_search import selective_search
 
@@ -161,13 +161,13 @@ class Detector:
         pixels = prepare_image(image, scale, normalisation.mean, normalisation.std).to(self.device)
         return partial(self._head, self.model.features([pixels]), scale)
 
-    def _head(self, features: list[Float[Tensor, "C _ _"]], scale: float, rois: Float32[Tensor, "R 4"]) -> Rows:
+    def _head(self, features: Features, scale: float, rois: Float32[Tensor, "R 4"]) -> Rows:
         """Probabilities of RoIs of one feature map, and boxes that are not clipped yet."""
         model = self.model
         projected = project(rois, scale)
         # RoIs that round to the same cells have the same features: pool and multiply one of them for all.
-        distinct, inverse = unique_rois(roi_cells(projected, 1 / model.stride))
-        chunks = pool_for_inference(features, [projected[distinct]], model.config.pool_size, 1 / model.stride)
+        distinct, inverse = unique_rois(model.cells(projected))
+        chunks = model.pool_for_inference(features, [projected[distinct]])
         parts = [model.siblings(model.fully_connected(pooled)) for pooled in chunks]
         scores, deltas = (torch.cat(part)[inverse] for part in zip(*parts, strict=True))
         return scores.softmax(dim=1), box_ops.decode(rois, deltas)
@@ -175,7 +175,7 @@ class Detector:
 
 def _copied(model: FastRCNN, device: torch.device) -> FastRCNN:
     """The model with weights of its own, each copied straight to what a detector needs."""
-    reduced = ("backbone", "fc6", "fc7") if model.precision == "bfloat16" else ()
+    reduced = ("backbone", "merge", "fc6", "fc7") if model.precision == "bfloat16" else ()
     copies: dict[int, Any] = {}
     for name, weight in model.named_parameters():
         dtype = torch.bfloat16 if name.partition(".")[0] in reduced else weight.dtype

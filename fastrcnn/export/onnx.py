@@ -87,6 +87,8 @@ def export_onnx(weights: str | Path, output: str | Path, pictures: Sequence[str 
     refuse_overwrite([weights_file(weights), *pictures], [output])
     shown = [(Path(path).stem, read_image(path)) for path in pictures] or [("made", draw_image(seed=1, i=0)[0])]
     model, config = load_model(weights, "float32")
+    if model.merge is not None:
+        raise FastRCNNError(f"{weights}: pools from several layers (model.pool_layers), which the export does not do")
     size = sum(4 * p.numel() for p in model.parameters())
     if size > LIMIT:
         raise FastRCNNError(

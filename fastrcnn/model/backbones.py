@@ -5,6 +5,7 @@ A backbone is an nn.Sequential whose layers carry the names of the paper (conv1_
 38 x 50 cells. Rounding down, torchvision's way, loses the row that boxes on the bottom edge fall into.
 """
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -24,7 +25,6 @@ NORMALISATIONS = {
     "caffe": Normalisation((122.7717, 115.9465, 102.9801), (1.0, 1.0, 1.0)),  # PIXEL_MEANS, in RGB order
     "torchvision": Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),  # ImageNet's, times 255
 }
-STRIDES = {"vgg16": 16, "tiny": 8}  # image pixels per feature cell
 
 
 def vgg16() -> nn.Sequential:
@@ -67,9 +67,31 @@ def tiny() -> nn.Sequential:
 BUILDERS = {"vgg16": vgg16, "tiny": tiny}
 
 
-def output_channels(backbone: nn.Sequential) -> int:
-    """Channels of the feature map."""
-    return [layer for layer in backbone if isinstance(layer, nn.Conv2d)][-1].out_channels
+def output_channels(layers: nn.Sequential) -> int:
+    """Channels of the feature map that these layers give."""
+    return [layer for layer in layers if isinstance(layer, nn.Conv2d)][-1].out_channels
+
+
+def stride(layers: nn.Sequential) -> int:
+    """Image pixels per cell of the feature map that these layers give."""
+    strides = [layer.stride for layer in layers if isinstance(layer, nn.Conv2d | nn.MaxPool2d)]
+    return math.prod(s if isinstance(s, int) else s[0] for s in strides)
+
+
+def _position(backbone: nn.Sequential, name: str) -> int:
+    names = [name for name, _ in backbone.named_children()]
+    if name not in names:
+        raise KeyError(f"no layer {name!r}; it has {', '.join(names)}")
+    return names.index(name)
+
+
+def layer_end(backbone: nn.Sequential, name: str) -> int:
+    """How many leading layers give a layer's output: up to it and the ReLU that follows it.
+
+    Raises KeyError with the valid names when there is no such layer.
+    """
+    end = _position(backbone, name) + 1
+    return end + (end < len(backbone) and isinstance(backbone[end], nn.ReLU))
 
 
 def frozen_depth(backbone: nn.Sequential, freeze_up_to: str | None) -> int:
@@ -79,10 +101,7 @@ def frozen_depth(backbone: nn.Sequential, freeze_up_to: str | None) -> int:
     """
     if not freeze_up_to:
         return 0
-    names = [name for name, _ in backbone.named_children()]
-    if freeze_up_to not in names:
-        raise KeyError(", ".join(names))
-    depth = names.index(freeze_up_to) + 1
+    depth = _position(backbone, freeze_up_to) + 1
     while depth < len(backbone) and not isinstance(backbone[depth], nn.Conv2d):
         depth += 1
     return depth

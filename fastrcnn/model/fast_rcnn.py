@@ -5,17 +5,22 @@ Shapes: N images, R RoIs in the batch, K classes with background, C channels, h 
 
 import contextlib
 from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from fastrcnn.config import ModelConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model import backbones
-from fastrcnn.model.roi_features import channels_first, pool_for_inference, project, roi_pool
+from fastrcnn.model.roi_features import channels_first, pool_for_inference, project, roi_cells, roi_pool
 from fastrcnn.model.score_thresholds import ScoreThresholds
+from fastrcnn.model.skip_pooling import Merge, pooled_ends
+
+Features = list[list[Float[Tensor, "_ _ _"]]]  # for each layer that RoIs are pooled from, the map of each image
 
 
 class FastRCNN(nn.Module):
@@ -26,25 +31,24 @@ class FastRCNN(nn.Module):
     def __init__(self, config: ModelConfig, num_classes: int, precision: str = "float32"):
         """Random weights: num_classes is K; precision applies to convolutions, fc6 and fc7 only.
 
-        Raises FastRCNNError for a freeze_up_to that the backbone does not have.
+        Raises FastRCNNError for freeze_up_to or pool_layers that the backbone does not have.
         """
         super().__init__()
         self.config, self.num_classes, self.precision = config, num_classes, precision
         self.normalisation = backbones.NORMALISATIONS["torchvision"]
         self.score_thresholds: ScoreThresholds | None = None  # travel with the weights, too
         self.backbone = backbones.BUILDERS[config.backbone]()
-        self.stride = backbones.STRIDES[config.backbone]
         try:
             self.frozen_depth = backbones.frozen_depth(self.backbone, config.freeze_up_to)
         except KeyError as e:
-            raise FastRCNNError(
-                f"model.freeze_up_to: {config.backbone} has no layer {config.freeze_up_to!r}; it has {e.args[0]}"
-            ) from None
+            raise FastRCNNError(f"model.freeze_up_to: {config.backbone} has {e.args[0]}") from None
         for layer in self.backbone[: self.frozen_depth]:
             layer.requires_grad_(False)
 
-        pooled = backbones.output_channels(self.backbone) * config.pool_size**2
-        self.fc6 = nn.Linear(pooled, config.fc_width)
+        self.pooled_ends = pooled_ends(self.backbone, config, self.frozen_depth)
+        self.strides = [backbones.stride(self.backbone[:end]) for end in self.pooled_ends]
+        channels = [backbones.output_channels(self.backbone[:end]) for end in self.pooled_ends]
+        self.fc6 = nn.Linear(channels[-1] * config.pool_size**2, config.fc_width)
         self.fc7 = nn.Linear(config.fc_width, config.fc_width)
         self.cls_score = nn.Linear(config.fc_width, num_classes)
         self.bbox_pred = nn.Linear(config.fc_width, 4 * num_classes)
@@ -54,9 +58,15 @@ class FastRCNN(nn.Module):
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         for layer in (self.fc6, self.fc7, self.cls_score, self.bbox_pred):
             nn.init.zeros_(layer.bias)
-        # scaled_start sets it, saving folds it into fc6.
+        self.merge = Merge(channels) if len(channels) > 1 else None
+        # train/step.py sets it, saving folds it into fc6.
         self.register_buffer("feature_scale", torch.ones(()))
         self.to(memory_format=torch.channels_last)
+
+    @property
+    def stride(self) -> int:
+        """Image pixels per cell of the last layer's map."""
+        return self.strides[-1]
 
     @property
     def device(self) -> torch.device:
@@ -77,26 +87,56 @@ class FastRCNN(nn.Module):
                 maps = layer(maps)
             return maps[0]
 
-    def trained_features(self, maps: list[Float[Tensor, "c _ _"]]) -> list[Float[Tensor, "C _ _"]]:
-        """The layers that learn: N outputs of frozen_features -> N feature maps.
+    def trained_features(self, maps: list[Float[Tensor, "c _ _"]]) -> Features:
+        """The layers that learn: N outputs of frozen_features -> N feature maps of each pooled layer.
 
         Images of equal size share a call; none is padded, so that no feature is computed from padding.
         """
-        layers = self.backbone[self.frozen_depth :]
-        if not len(layers):
-            return maps
-        result: list[Tensor] = [maps[0]] * len(maps)
+        result, segments = [list(maps) for _ in self.pooled_ends], [*pairwise([self.frozen_depth, *self.pooled_ends])]
         with self._reduced_precision():
             for shape in dict.fromkeys(m.shape for m in maps):
                 same = [i for i, m in enumerate(maps) if m.shape == shape]
-                stacked = torch.stack([maps[i] for i in same]).contiguous(memory_format=torch.channels_last)
-                for i, output in zip(same, layers(stacked), strict=True):
-                    result[i] = output
+                outputs = torch.stack([maps[i] for i in same]).contiguous(memory_format=torch.channels_last)
+                for of_layer, (start, end) in zip(result, segments, strict=True):
+                    outputs = self.backbone[start:end](outputs)
+                    for i, output in zip(same, outputs, strict=True):
+                        of_layer[i] = output
         return result
 
-    def features(self, images: list[Float[Tensor, "3 _ _"]]) -> list[Float[Tensor, "C _ _"]]:
-        """N normalised images, whose sizes may differ -> N feature maps."""
+    def features(self, images: list[Float[Tensor, "3 _ _"]]) -> Features:
+        """N normalised images, whose sizes may differ -> N feature maps of each pooled layer."""
         return self.trained_features([self.frozen_features(image) for image in images])
+
+    def cells(self, rois: Float[Tensor, "R 4"]) -> Int64[Tensor, "R _"]:
+        """The cells of RoIs (scaled pixels) in every pooled map: RoIs that share them all have the same features."""
+        return torch.cat([roi_cells(rois, 1 / stride) for stride in dict.fromkeys(self.strides)], dim=1)
+
+    def _merged(self, parts: list[Float[Tensor, "R _ P P"]]) -> Float[Tensor, "R C P P"]:
+        if self.merge is None:
+            return parts[0]
+        with self._reduced_precision():
+            return self.merge(parts)
+
+    def pool(self, features: Features, rois: list[Float[Tensor, "_ 4"]]) -> Float[Tensor, "R C P P"]:
+        """What fc6 takes, with gradient, of each image's RoIs (scaled pixels), in the order of the images."""
+        size = self.config.pool_size
+        return self._merged(
+            [roi_pool(maps, rois, size, 1 / stride) for maps, stride in zip(features, self.strides, strict=True)]
+        )
+
+    @torch.no_grad()
+    def pool_for_inference(
+        self, features: Features, rois: list[Float32[Tensor, "_ 4"]]
+    ) -> Iterator[Float[Tensor, "_ PPC"]]:
+        """The values of `pool` without gradient, chunk by chunk: as pool_for_inference of roi_features.py."""
+        size = self.config.pool_size
+        layers = zip(features, self.strides, strict=True)
+        for parts in zip(*(pool_for_inference(maps, rois, size, 1 / stride) for maps, stride in layers), strict=True):
+            if self.merge is None:
+                yield parts[0]
+            else:
+                merged = self._merged([part.unflatten(1, (size, size, -1)).permute(0, 3, 1, 2) for part in parts])
+                yield merged.permute(0, 2, 3, 1).flatten(1)
 
     def fully_connected(
         self, pooled: Float[Tensor, "R CPP"], dropout_seed: int | None = None
@@ -134,27 +174,26 @@ class FastRCNN(nn.Module):
 
     def head(
         self,
-        features: list[Float[Tensor, "C _ _"]],
+        features: Features,
         rois: list[Float[Tensor, "_ 4"]],
         scales: list[float],
         dropout_seed: int | None,
     ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
-        """What forward does, from N feature maps on."""
+        """What forward does, from the feature maps of N images on."""
         projected = [project(boxes, scale) for boxes, scale in zip(rois, scales, strict=True)]
-        pooled = roi_pool(features, projected, self.config.pool_size, 1 / self.stride)
-        return self.siblings(self.fully_connected(pooled.flatten(1), dropout_seed))
+        return self.siblings(self.fully_connected(self.pool(features, projected).flatten(1), dropout_seed))
 
     @torch.no_grad()
     def head_without_gradient(
         self,
-        features: list[Float[Tensor, "C _ _"]],
+        features: Features,
         rois: list[Float[Tensor, "_ 4"]],
         scales: list[float],
         dropout_seed: int | None,
     ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
         """What head gives, for many RoIs: pooled the fast way, in chunks, each with dropout masks of its own."""
         size, projected = self.config.pool_size, [project(b, scale) for b, scale in zip(rois, scales, strict=True)]
-        chunks = pool_for_inference([f.detach() for f in features], projected, size, 1 / self.stride)
+        chunks = self.pool_for_inference([[m.detach() for m in maps] for maps in features], projected)
         parts = []
         with self._reduced_precision():  # around all chunks, so that weights are brought to it once
             for i, pooled in enumerate(chunks):

@@ -69,8 +69,8 @@ def roi_pool(
     return torch.cat(pooled)
 
 
-def unique_rois(cells: Int64[Tensor, "R 4"]) -> tuple[Int64[Tensor, "U"], Int64[Tensor, "R"]]:
-    """RoIs that share all four cells have the same features: (representatives, inverse).
+def unique_rois(cells: Int64[Tensor, "R _"]) -> tuple[Int64[Tensor, "U"], Int64[Tensor, "R"]]:
+    """RoIs that share all their cells have the same features: (representatives, inverse).
 
     `cells[representatives][inverse]` equals `cells`. A representative is the first of its kind; they are ordered by
     their cells, so that neighbours share bins. fast-rcnn's DEDUP_BOXES hashes with another rounding and gives every

@@ -129,7 +129,14 @@ def load_own_run(
     if "fc6.weight" not in tensors or tensors["fc6.weight"].shape != model.fc6.weight.shape:
         log.warning("%s: fc6 and fc7 are compressed or of another size; they start at random", source)
         return loaded
+    layers = saved.model.pool_layers if "merge.weight" in tensors else None
+    if layers and layers != model.config.pool_layers:
+        log.warning("%s: its fc6 takes merged features of %s; fc6 and fc7 start at random", source, ", ".join(layers))
+        return loaded
     names = ["fc6", "fc7"]
+    if layers and model.merge is not None:
+        model.merge.weight.copy_(tensors["merge.weight"])
+        loaded.add("merge")
     if [c.lower() for c in saved.classes] == [c.lower() for c in config.classes]:
         names += ["cls_score", "bbox_pred"]
     else:

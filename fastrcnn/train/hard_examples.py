@@ -16,7 +16,7 @@ from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.data.loader import Batch
 from fastrcnn.data.sampling import MINING_DROPOUT, dropout_seed
-from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.fast_rcnn import FastRCNN, Features
 from fastrcnn.model.losses import roi_losses
 
 NMS_IOU = 0.7  # TRAIN.OHEM_NMS_THRESH of lib/fast_rcnn/config.py
@@ -25,7 +25,7 @@ NMS_IOU = 0.7  # TRAIN.OHEM_NMS_THRESH of lib/fast_rcnn/config.py
 @torch.no_grad()
 def hardest_batch(
     model: FastRCNN,
-    features: list[Float[Tensor, "C _ _"]],
+    features: Features,
     batch: Batch,
     statistics: TargetStatistics,
     config: Config,

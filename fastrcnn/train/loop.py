@@ -34,7 +34,7 @@ from fastrcnn.train.log_file import log_file
 from fastrcnn.train.metrics import Metrics, read_metrics
 from fastrcnn.train.signals import Stop, stop_signals
 from fastrcnn.train.solver import check_head_first, make_optimizer, schedule, set_rate
-from fastrcnn.train.step import AFTER_STEP, first_batches, not_finite, start_fully_connected, train_step
+from fastrcnn.train.step import AFTER_STEP, first_batches, not_finite, start_head, train_step
 from fastrcnn.train.validation import Evaluate, Validation
 from fastrcnn.train.watch import Watch
 
@@ -132,8 +132,7 @@ def prepare(
     dataset = BatchDataset(images, config, pixels.mean, pixels.std, cache.features if cache else None)
     if checkpoint is None:
         seen_first = first_batches(dataset)
-        if not {"fc6", "fc7"} <= loaded:
-            start_fully_connected(model, seen_first, config.sampling.rois_per_image, device)
+        start_head(model, loaded, seen_first, config.sampling.rois_per_image, device)
     return Run(config, folder, first, model, optimizer, statistics.to(device), dataset, digest)
 
 

@@ -13,7 +13,7 @@ from fastrcnn.config import Config
 from fastrcnn.data.loader import Batch, BatchDataset, batches
 from fastrcnn.data.sampling import dropout_seed
 from fastrcnn.errors import FastRCNNError, NotFiniteError
-from fastrcnn.model.fast_rcnn import FastRCNN, scaled_start
+from fastrcnn.model.fast_rcnn import FastRCNN, rms, scaled_start
 from fastrcnn.model.losses import diagnostics, multi_task_loss
 from fastrcnn.model.roi_features import project, roi_pool
 from fastrcnn.train.hard_examples import hardest_batch
@@ -95,14 +95,24 @@ def first_batches(dataset: BatchDataset) -> list[Batch]:
 
 
 @torch.no_grad()
-def start_fully_connected(model: FastRCNN, first: Sequence[Batch], per_image: int, device: torch.device) -> None:
-    """Scale fc6 and fc7 by the features of the RoIs that training will see first, `per_image` of each image."""
+def start_head(model: FastRCNN, loaded: set[str], first: Sequence[Batch], per_image: int, device: torch.device) -> None:
+    """Fit layers that were not `loaded` to the features of the RoIs that training will see first, `per_image` of each
+    image: the scale of fc6 and fc7, or, where fc6 came with weights for features that were not merged, of its input."""
+    fresh = not {"fc6", "fc7"} <= loaded
+    if not fresh and (model.merge is None or "merge" in loaded):
+        return
     pooled = []
     for batch in first:
         batch = batch.to(device)
         rois = [project(boxes[:per_image], scale) for boxes, scale in zip(batch.rois, batch.scales, strict=True)]
         features = model.trained_features(_frozen_maps(model, batch))
-        pooled.append(roi_pool(features, rois, model.config.pool_size, 1 / model.stride).flatten(1))
-    found = torch.cat(pooled)
-    scaled_start(model, found)
-    log.info("fc6 and fc7 start at random; pooled features are divided by %.2f", 1 / float(model.feature_scale))
+        if fresh:
+            pooled.append(model.pool(features, rois).flatten(1))
+        else:
+            pooled.append(roi_pool(features[-1], rois, model.config.pool_size, 1 / model.stride).flatten(1))
+    if fresh:
+        scaled_start(model, torch.cat(pooled))
+        log.info("fc6 and fc7 start at random; pooled features are divided by %.2f", 1 / float(model.feature_scale))
+    else:
+        model.feature_scale *= rms(torch.cat(pooled))  # of the features that fc6 knows; merged ones have RMS 1
+        log.info("merged features are multiplied by %.2f, for fc6 has weights already", float(model.feature_scale))

@@ -13,6 +13,7 @@ from fastrcnn.detect import detector as detector_module
 from fastrcnn.detect.detector import Detector
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import image_scale, prepare_image, read_image
+from fastrcnn.model import fast_rcnn
 from fastrcnn.model.fast_rcnn import factors
 from fastrcnn.model.roi_features import project, roi_cells, unique_rois
 from fastrcnn.proposals.selective_search import selective_search
@@ -86,7 +87,7 @@ def detection_stages(detector: Any) -> Callable[[Stages], None]:
         stages.wrap(detector_module, "prepare_image", "scale")
         for layer in detector.model.backbone:
             stages.hook(layer, "conv")
-        stages.wrap(detector_module, "pool_for_inference", "RoI pool")
+        stages.wrap(fast_rcnn, "pool_for_inference", "RoI pool")
         for stage in ("fc6", "fc7"):
             stages.hook(getattr(detector.model, stage), stage)
         for layer in (detector.model.cls_score, detector.model.bbox_pred):

@@ -20,7 +20,7 @@ from fastrcnn.data.shapes import draw_image
 from fastrcnn.images import image_scale, prepare_image, read_image
 from fastrcnn.model import fast_rcnn
 from fastrcnn.model.fast_rcnn import FastRCNN, rms, scaled_start
-from fastrcnn.model.roi_features import project, roi_cells, roi_pool, unique_rois
+from fastrcnn.model.roi_features import project, roi_cells, unique_rois
 from fastrcnn.model.weights import build
 from fastrcnn.train import step
 from fastrcnn.train.feature_cache import FeatureCache
@@ -81,7 +81,7 @@ def calibrate(model: FastRCNN, config: Config, path: Path, proposals: np.ndarray
     image = prepare_image(read_image(path), scale, model.normalisation.mean, model.normalisation.std)
     precision, model.precision = model.precision, "float32"  # the same numbers for both
     with torch.no_grad():
-        pooled = roi_pool(model.features([image]), [project(rois, scale)], 7, 1 / model.stride).flatten(1)
+        pooled = model.pool(model.features([image]), [project(rois, scale)]).flatten(1)
         if isinstance(model.fc6, nn.Linear):
             scaled_start(model, pooled)
         else:

@@ -15,7 +15,7 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import image_scale, prepare_image, read_image
 from fastrcnn.model import fast_rcnn
 from fastrcnn.model.fast_rcnn import factors
-from fastrcnn.model.roi_features import project, roi_cells, unique_rois
+from fastrcnn.model.roi_features import project, unique_rois
 from fastrcnn.proposals.selective_search import selective_search
 
 from bench.assembly import Assembly
@@ -70,7 +70,7 @@ def own(weights: str, image: str, rounds: int) -> dict[str, Any]:
     parts = staged(rounds, detection_stages(detector), lambda: detector.detect(image, proposals), rate[precision])
     sides = detector.config.image
     scale = image_scale(pixels.shape[1], pixels.shape[0], sides.test_short_side[0], sides.test_long_side)
-    cells = roi_cells(project(torch.from_numpy(proposals), scale), 1 / detector.model.stride)
+    cells = detector.model.cells(project(torch.from_numpy(proposals), scale))
     shared = 1 - len(unique_rois(cells)[0]) / len(cells)
     name = f"{weights}, {precision}"
     return {

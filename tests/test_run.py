@@ -12,7 +12,9 @@ from fastrcnn.data.image_set import open_data
 from fastrcnn.data.shapes import make_shapes
 from fastrcnn.detections import DetectedImage, Detections, write_detections
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.evaluate.analysis import analyse
 from fastrcnn.evaluate.keep_thresholds import keep_thresholds
+from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
 from fastrcnn.evaluate.run import _key, evaluate_detections, evaluate_weights
 from fastrcnn.model.weights import load_model
 from fastrcnn.train.loop import train
@@ -143,6 +145,13 @@ def test_thresholds_are_stored_once_and_are_no_other_weights(tree, tmp_path, cap
     assert (kept.data, kept.images) == (f"{Path(tree['data']['test'][0]['root']).name} test", 4)
     assert "now holds score thresholds" in caplog.text and "holds the score thresholds" in caplog.text
     assert _key(config, weights, open_data(config.data.test, config)) == key
+
+    nothing = ObjectRows(*(column[:0] for column in vars(found.rows[1]).values()))
+    keep_thresholds(config, weights, analyse(found.rows[0], nothing, config.classes, 4).thresholds, 4)
+    assert weights.read_bytes() == content  # nothing labelled: nothing measured
+    no_detections = DetectionRows(*(column[:0] for column in vars(found.rows[0]).values()))
+    keep_thresholds(config, weights, analyse(no_detections, found.rows[1], config.classes, 4).thresholds, 4)
+    assert load_model(weights)[0].score_thresholds.scores == {}  # nothing found: no class has a threshold
 
 
 def sure(config, folder):

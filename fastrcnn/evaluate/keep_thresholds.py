@@ -4,6 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastrcnn import config as configs
 from fastrcnn.config import Config
 from fastrcnn.errors import FastRCNNError
@@ -36,7 +38,7 @@ def keep_thresholds(config: Config, weights: Path, thresholds: Thresholds, image
         return
     best = zip(trained.classes, thresholds.best[1:], strict=True)
     scores = {name: found.score for name, found in best if found}
-    if not scores:
+    if np.isnan(thresholds.overall_f1).all():  # no labelled object: nothing was measured
         return
     roots = [dataset.model_copy(update={"root": Path(dataset.root).name}) for dataset in config.data.test]
     data = " + ".join(dataset.label for dataset in roots)

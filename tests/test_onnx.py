@@ -16,6 +16,7 @@ from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model.roi_features import project, roi_pool
+from fastrcnn.model.score_thresholds import ScoreThresholds, store_thresholds
 from fastrcnn.model.svd import compress_weights
 from fastrcnn.model.weights import build, load_model, save_weights
 
@@ -159,6 +160,18 @@ def test_the_file_says_what_a_caller_must_know(exported, weights, tree):
     assert about["settings"]["image"]["test_short_side"] == [96] and about["settings"]["precision"] == "float32"
     assert about["settings"]["test"]["nms_iou"] == 0.3 and about["version"] == fastrcnn.__version__
     assert "root" not in json.dumps(about), "no paths of who trained it"
+
+
+def test_the_thresholds_of_the_weights_go_with_it(weights):
+    names = configs.to_dict(load_model(weights)[1])["classes"]
+    measured = ScoreThresholds({names[0]: 0.4, names[1]: 0.9}, "data.test", 4)
+    store_thresholds(weights, measured)
+    export.export_onnx(weights, weights.with_suffix(".onnx"))
+    reference, detector = fastrcnn.load(weights, "cpu"), fastrcnn.load(weights.with_suffix(".onnx"))
+    assert detector.score_thresholds == measured
+    found, again = (d.detect(PICTURE, some_proposals(), score="auto") for d in (reference, detector))
+    everything = detector.detect(PICTURE, some_proposals())
+    assert found.names == again.names and 0 < len(again) < len(everything)
 
 
 @pytest.mark.parametrize("layer", ["cls_score", "bbox_pred"])

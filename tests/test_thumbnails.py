@@ -28,6 +28,11 @@ def test_each_box_is_drawn_and_labels_that_would_cover_others_are_not(tmp_path):
     assert "dog (wrong), cat (right), cat (object), <<" in alt
 
 
+def test_a_box_that_ends_before_it_starts_has_no_size(tmp_path):
+    rects, _, _ = drawn(tmp_path, ("wrong", "dog", np.array([40, 30, 20, 10])))
+    assert {(rect.get("width"), rect.get("height")) for rect in rects} == {("0", "0")}
+
+
 def test_a_picture_without_boxes(tmp_path):
     rects, texts, alt = drawn(tmp_path)
     assert not rects and not texts and "nothing to find" in alt

@@ -80,13 +80,18 @@ def precision_and_recall(done: Evaluated) -> Element:
         text += "AP is the area under the curve, made non-increasing."
     if len(done.result.absent):
         text += f" Classes without objects are left out: {len(done.result.absent)}."
-    return section("Precision and recall", element("p", text), _folded(panels, "curves", len(panels) > MANY))
+    return section(
+        "Precision and recall", element("p", text), _folded(_side_by_side(panels), "curves", len(panels) > MANY)
+    )
 
 
-def _folded(panels: Sequence[Element], what: str, fold: bool) -> Element:
-    """Panels side by side; folded ones are there to be opened."""
-    grid = element("div", *panels, class_="panels")
-    return element("details", element("summary", f"Show the {what} of {len(panels)} classes"), grid) if fold else grid
+def _side_by_side(panels: Sequence[Element]) -> Element:
+    return element("div", *panels, class_="panels")
+
+
+def _folded(content: Element, what: str, fold: bool = True) -> Element:
+    """Content that is there to be opened, if `fold`."""
+    return element("details", element("summary", f"Show the {what}"), content) if fold else content
 
 
 def _precision_panel(done: Evaluated, k: int, label: str) -> Element:
@@ -143,7 +148,7 @@ def f1_and_threshold(done: Evaluated) -> Element:
         caption = f": F1 {own.f1:.3f} at {own.score:.3f}" if own else ": none was found"
         drawn = _f1_chart(f"f1-{k}", label, thresholds.f1[k], (own.score, own.f1) if own else None)
         panels.append(element("figure", drawn, element("figcaption", name(label), caption)))
-    return section(title, element("p", text), chart, _folded(panels, "F1 curves", fold=True))
+    return section(title, element("p", text), chart, _folded(_side_by_side(panels), "F1 curve of each class"))
 
 
 def _f1_chart(key: str, label: str, f1: Float64[np.ndarray, "T"], best: tuple[float, float] | None) -> Element:
@@ -171,8 +176,9 @@ def error_kinds(done: Evaluated) -> Element:
         return data_table(caption, columns, rows)
 
     costs = by_class("The AP that each kind costs a class", ".3f", errors.ap_cost)
+    costs = _folded(costs, "AP that each kind costs a class", len(done.config.classes) > MANY)
     counts = by_class("How many errors there are of each kind and class", "d", errors.count)
-    more = element("details", element("summary", "Show how many there are of each kind and class"), counts)
+    more = _folded(counts, "number of errors of each kind and class")
     return section("Kinds of error", element("p", text), data_table("All classes", columns, rows), costs, more)
 
 
@@ -224,8 +230,12 @@ def proposal_recall(done: Evaluated) -> Element:
     classes: list[list[Cell]] = [
         [label, int(done.result.objects[k]), *by_class[k].tolist()] for k, label in done.classes()
     ]
+    by_name = data_table("By class", columns, classes)
     return section(
-        title, element("p", text), data_table("By size", columns, rows), data_table("By class", columns, classes)
+        title,
+        element("p", text),
+        data_table("By size", columns, rows),
+        _folded(by_name, "recall of each class", len(classes) > MANY),
     )
 
 

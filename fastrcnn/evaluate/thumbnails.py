@@ -80,7 +80,8 @@ def _jpeg(record: ImageRecord) -> bytes:
 def _lines(one: Drawn) -> list[Element]:
     """A box, with a dark edge so that it is seen on any picture."""
     x1, y1, x2, y2 = one.box.tolist()
-    place = {"x": f"{x1:.0f}", "y": f"{y1:.0f}", "width": f"{x2 - x1:.0f}", "height": f"{y2 - y1:.0f}"}
+    width, height = max(x2 - x1, 0), max(y2 - y1, 0)  # SVG takes no negative ones
+    place = {"x": f"{x1:.0f}", "y": f"{y1:.0f}", "width": f"{width:.0f}", "height": f"{height:.0f}"}
     return [element("rect", class_=kind, **place) for kind in (f"under {one.kind}", one.kind)]
 
 

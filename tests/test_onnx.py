@@ -163,8 +163,8 @@ def test_the_file_says_what_a_caller_must_know(exported, weights, tree):
 
 
 def test_the_thresholds_of_the_weights_go_with_it(weights):
-    names = configs.to_dict(load_model(weights)[1])["classes"]
-    measured = ScoreThresholds({names[0]: 0.4, names[1]: 0.9}, "data.test", 4)
+    names = load_model(weights)[1].classes
+    measured = ScoreThresholds(dict.fromkeys(names, 0.9), "data.test", 4)
     store_thresholds(weights, measured)
     export.export_onnx(weights, weights.with_suffix(".onnx"))
     reference, detector = fastrcnn.load(weights, "cpu"), fastrcnn.load(weights.with_suffix(".onnx"))

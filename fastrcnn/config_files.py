@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from fastrcnn.config import PARTS, Config, to_dict
+from fastrcnn.config import Config, to_dict
+from fastrcnn.config_data import PARTS
 from fastrcnn.config_old import without_old_values
 from fastrcnn.config_rules import FROM_YAML, ConfigError, Fault, expand, faults
 from fastrcnn.files import atomic_write

@@ -14,6 +14,7 @@ from pages import CHROMIUM, Browser
 
 from fastrcnn import config as configs
 from fastrcnn.annotations.read import read_data_sets
+from fastrcnn.config_data import DataSetConfig
 from fastrcnn.data.shapes import CLASSES, make_shapes
 
 torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives
@@ -42,7 +43,7 @@ def made_proposals(root: Path) -> dict:
     rng = np.random.default_rng(0)
     boxes = {}
     for split in ("train", "test"):
-        dataset = configs.DataSetConfig(root=str(root), split=split)
+        dataset = DataSetConfig(root=str(root), split=split)
         for record in read_data_sets([dataset], config.data, config.classes):
             limit = np.array([record.width, record.height] * 2)
             shaken = np.repeat(record.boxes, 12, axis=0)

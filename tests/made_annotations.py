@@ -5,7 +5,7 @@ from PIL import Image
 
 from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.annotations.records import for_training
-from fastrcnn.config import DataConfig, DataSetConfig
+from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 
 CLASSES = ["Cat", "dog"]

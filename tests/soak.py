@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from fastrcnn.config_data import DataSetConfig
 from fastrcnn.files import read_tensors
 
 TOOLS = Path(__file__).parent.parent / "tools"
@@ -210,7 +211,7 @@ def _small_run(root: Path) -> dict:
     rng = np.random.default_rng(0)
     config = configs.from_dict({"classes": list(CLASSES)})
     boxes = {}
-    for record in read_data_sets([configs.DataSetConfig(root=str(root), split="train")], config.data, config.classes):
+    for record in read_data_sets([DataSetConfig(root=str(root), split="train")], config.data, config.classes):
         start = rng.integers(0, (record.width - 20, record.height - 20), (60, 2))
         windows = np.hstack((start, start + rng.integers(10, 20, (60, 2))))
         boxes[record.id] = [*windows.tolist(), *record.boxes.tolist()]

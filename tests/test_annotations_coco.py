@@ -10,7 +10,7 @@ from oracles_mutations import altered, fuzzing, mutated
 from PIL import Image
 
 from fastrcnn.annotations.read import read_data_sets
-from fastrcnn.config import DataConfig, DataSetConfig
+from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 
 CLASSES = ["Cat", "dog"]

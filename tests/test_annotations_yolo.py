@@ -9,7 +9,7 @@ from oracles_mutations import fuzzing, mutated
 from PIL import Image
 
 from fastrcnn.annotations.read import read_data_sets
-from fastrcnn.config import DataConfig, DataSetConfig
+from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 
 CLASSES = ["Cat", "dog"]

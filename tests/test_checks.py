@@ -11,7 +11,8 @@ from fastrcnn import config as configs
 from fastrcnn import config_files
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.read import read_data_sets
-from fastrcnn.config import Config, DataConfig, DataSetConfig, ProposalsConfig
+from fastrcnn.config import Config, ProposalsConfig
+from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.data.check_report import report_text
 from fastrcnn.data.checks import check, files_in_both
 from fastrcnn.proposals.stored import StoredProposals, write_stored

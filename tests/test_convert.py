@@ -6,7 +6,7 @@ import pytest
 from fastrcnn import config as configs
 from fastrcnn.annotations.convert import SPLITS, WRITERS, convert
 from fastrcnn.annotations.read import read_data_sets
-from fastrcnn.config import DataSetConfig
+from fastrcnn.config_data import DataSetConfig
 from fastrcnn.data.shapes import CLASSES
 from fastrcnn.errors import FastRCNNError
 

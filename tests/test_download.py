@@ -7,7 +7,7 @@ import threading
 import pytest
 from made_annotations import expect_error, make_voc, read, thing, xml
 
-from fastrcnn.config import DataSetConfig
+from fastrcnn.config_data import DataSetConfig
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

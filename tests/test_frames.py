@@ -11,7 +11,8 @@ from fastrcnn import config as configs
 from fastrcnn.annotations.frames import UNKNOWN, turn_box
 from fastrcnn.annotations.read import read_data_set
 from fastrcnn.annotations.records import class_index
-from fastrcnn.config import Config, DataConfig, DataSetConfig
+from fastrcnn.config import Config
+from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.data import sheets
 from fastrcnn.data.checks import check
 from fastrcnn.images import ORIENTATION, UPRIGHT, read_image

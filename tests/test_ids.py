@@ -2,7 +2,7 @@ import pytest
 from made_annotations import expect_error, kinds_of, make_folder, make_voc, read, thing, xml
 
 from fastrcnn.annotations.read import read_each_data_set
-from fastrcnn.config import DataConfig, DataSetConfig
+from fastrcnn.config_data import DataConfig, DataSetConfig
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_annotations import draw, expect_error, kinds_of, make_folder, make_voc, read, thing, xml
 
-from fastrcnn.config import DataSetConfig
+from fastrcnn.config_data import DataSetConfig
 
 
 def test_sets_are_joined_in_the_order_of_their_lists(tmp_path):

@@ -5,7 +5,7 @@ from PIL import Image
 
 from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.annotations.recognise import READ, recognise
-from fastrcnn.config import DataConfig, DataSetConfig
+from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 
 COCO = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}

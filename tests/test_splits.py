@@ -8,7 +8,7 @@ from PIL import Image
 from fastrcnn.annotations.read import image_paths, read_data_set, read_data_sets
 from fastrcnn.annotations.records import class_index
 from fastrcnn.annotations.splits import part_of
-from fastrcnn.config import DataConfig, DataSetConfig, SplitConfig
+from fastrcnn.config_data import DataConfig, DataSetConfig, SplitConfig
 from fastrcnn.errors import FastRCNNError
 
 XML = "<annotation><object><name>cat</name><bndbox>{}</bndbox></object></annotation>".format(

@@ -20,7 +20,7 @@ from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.annotations.voc_xml import write_voc
 from fastrcnn.annotations.yolo import write_yolo
-from fastrcnn.config import DataConfig, DataSetConfig
+from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 
 WRITERS = {"voc": write_voc, "coco": write_coco, "yolo": write_yolo}

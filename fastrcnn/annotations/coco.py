@@ -21,7 +21,7 @@ from fastrcnn.annotations.pictures import Pictures
 from fastrcnn.annotations.problems import Outcome, Problem, of_class
 from fastrcnn.annotations.records import Box, ImageRecord, Object, make_record
 from fastrcnn.annotations.splits import Found, Listing, Source
-from fastrcnn.config import DataConfig, DataSetConfig
+from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import atomic_write
 

@@ -11,7 +11,8 @@ from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.annotations.voc_xml import write_voc
 from fastrcnn.annotations.writing import file_of
 from fastrcnn.annotations.yolo import write_yolo
-from fastrcnn.config import PARTS, Config, DataSetConfig
+from fastrcnn.config import Config
+from fastrcnn.config_data import PARTS, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 
 WRITERS: dict[str, Callable[[Sequence[ImageRecord], Sequence[str], Path, str], Path]] = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.records import Box
-from fastrcnn.config import DataConfig
+from fastrcnn.config_data import DataConfig
 from fastrcnn.images import image_orientation
 
 UNKNOWN = "boxes upright or stored"

@@ -8,7 +8,7 @@ from pathlib import Path
 from fastrcnn.annotations.folders import image_id
 from fastrcnn.annotations.problems import Problem, duplicate_id_problem
 from fastrcnn.annotations.records import ImageRecord
-from fastrcnn.config import DataSetConfig
+from fastrcnn.config_data import DataSetConfig
 
 
 def distinct_ids(

@@ -18,7 +18,7 @@ from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.records import make_record
 from fastrcnn.annotations.splits import Found, Listing, Source
 from fastrcnn.annotations.voc_xml import read_objects
-from fastrcnn.config import DataConfig, DataSetConfig
+from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import SUFFIXES
 

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Float64
 
 from fastrcnn.annotations.problems import Outcome, Problem
 from fastrcnn.annotations.records import Box, ImageRecord
-from fastrcnn.config import DataConfig
+from fastrcnn.config_data import DataConfig
 from fastrcnn.detections import plain_name
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import image_size, read_image

@@ -21,7 +21,7 @@ from fastrcnn.annotations.recognise import recognise
 from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.annotations.splits import Found, Listing, choose
 from fastrcnn.annotations.yolo import list_yolo
-from fastrcnn.config import DataConfig, DataSetConfig
+from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 
 FORMATS: dict[str, Callable[[DataSetConfig, DataConfig, dict[str, int]], Listing]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
-from fastrcnn.config import DataConfig
+from fastrcnn.config_data import DataConfig
 from fastrcnn.detections import plain_name
 from fastrcnn.errors import FastRCNNError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.records import ImageRecord
-from fastrcnn.config import DataConfig, DataSetConfig, SplitConfig
+from fastrcnn.config_data import DataConfig, DataSetConfig, SplitConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import file_digest
 

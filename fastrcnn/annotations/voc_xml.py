@@ -22,7 +22,7 @@ from fastrcnn.annotations.problems import Problem, of_class
 from fastrcnn.annotations.records import Box, ImageRecord, Object, Stated
 from fastrcnn.annotations.writing import file_of, shortest, write_text
 from fastrcnn.annotations.xml_tree import read_annotation
-from fastrcnn.config import DataConfig
+from fastrcnn.config_data import DataConfig
 from fastrcnn.errors import FastRCNNError
 
 # What other tools draw in place of a <bndbox>, and how their boxes are had.

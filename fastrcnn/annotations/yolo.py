@@ -20,7 +20,7 @@ from fastrcnn.annotations.records import Box, ImageRecord, Object, make_record
 from fastrcnn.annotations.splits import Found, Listing, Source
 from fastrcnn.annotations.writing import file_of, write_text
 from fastrcnn.annotations.yolo_layout import Names, find_names, find_pictures, label_files, write_description
-from fastrcnn.config import DataConfig, DataSetConfig
+from fastrcnn.config_data import DataConfig, DataSetConfig
 
 log = logging.getLogger(__name__)
 

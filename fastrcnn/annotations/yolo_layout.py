@@ -15,7 +15,7 @@ import yaml
 from fastrcnn.annotations.folders import files_below, image_id, is_picture
 from fastrcnn.annotations.pictures import Pictures
 from fastrcnn.annotations.problems import Problem
-from fastrcnn.config import DataSetConfig
+from fastrcnn.config_data import DataSetConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import atomic_write
 

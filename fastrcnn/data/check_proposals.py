@@ -9,7 +9,8 @@ from jaxtyping import Float32
 
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.records import ImageRecord
-from fastrcnn.config import Config, DataSetConfig
+from fastrcnn.config import Config
+from fastrcnn.config_data import DataSetConfig
 from fastrcnn.data.check_images import Pixels, as_problem
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals.fit import find_problems

@@ -11,7 +11,8 @@ from fastrcnn.annotations.ids import distinct_ids
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.read import image_paths, read_data_set
 from fastrcnn.annotations.records import ImageRecord, class_index
-from fastrcnn.config import PARTS, Config, DataSetConfig
+from fastrcnn.config import Config
+from fastrcnn.config_data import PARTS, DataSetConfig
 from fastrcnn.data.check_images import Pixels, as_problem, decode_all, in_two_parts, other_labels, same_pictures
 from fastrcnn.data.check_labels import label_findings
 from fastrcnn.data.check_proposals import (

@@ -10,7 +10,8 @@ from jaxtyping import Float32
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.read import read_each_data_set
 from fastrcnn.annotations.records import ImageRecord, for_training
-from fastrcnn.config import Config, DataConfig, DataSetConfig
+from fastrcnn.config import Config
+from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals.fit import Visit, open_proposals
 from fastrcnn.proposals.proposals import join

@@ -8,7 +8,8 @@ from fastrcnn.annotations.ids import distinct_ids
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.annotations.records import ImageRecord
-from fastrcnn.config import PARTS, Config, DataSetConfig
+from fastrcnn.config import Config
+from fastrcnn.config_data import PARTS, DataSetConfig
 from fastrcnn.data.check_labels import nothing_labelled, refuse_errors
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals.fit import open_proposals

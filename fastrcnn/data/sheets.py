@@ -17,7 +17,8 @@ from fastrcnn import boxes as box_ops
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.read import read_data_set
 from fastrcnn.annotations.records import ImageRecord, class_index
-from fastrcnn.config import PARTS, Config
+from fastrcnn.config import Config
+from fastrcnn.config_data import PARTS
 from fastrcnn.data.check_images import TURNED
 from fastrcnn.data.checks import CheckedSet, Report, readable
 from fastrcnn.data.image_set import ImageSet

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from fastrcnn.annotations.problems import Problem, log_problems
 from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.annotations.records import ImageRecord, class_index
-from fastrcnn.config import Config, DataSetConfig
+from fastrcnn.config import Config
+from fastrcnn.config_data import DataSetConfig
 from fastrcnn.data.check_labels import crowded, nothing_labelled, refuse_errors
 from fastrcnn.data.image_set import ImageSet, open_data
 from fastrcnn.detect.detector import Detector, detection_settings

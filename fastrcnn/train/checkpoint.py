@@ -8,6 +8,7 @@ import torch
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
+from fastrcnn.config_data import PARTS
 from fastrcnn.config_rules import dotted
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model.checkpoint_file import Checkpoint, read_checkpoint, write_checkpoint
@@ -20,7 +21,7 @@ KEEP = 2  # if the newest is damaged, the one before takes its place
 # that the files may have moved.
 FREE_SETTINGS = (
     *("train", "test", "output", "device", "cache_features", "feature_cache"),
-    *("data.workers", *(f"data.{part}" for part in configs.PARTS), "solver.max_iterations"),
+    *("data.workers", *(f"data.{part}" for part in PARTS), "solver.max_iterations"),
     "proposals.max_per_image",  # the boxes themselves are in the digest of the data
 )
 

@@ -1,19 +1,15 @@
 """What was found in an image: one type for it, and one layout on disk, detections.json.
 
-import fastrcnn
-found = fastrcnn.load("model.safetensors").detect("street.jpg")
-for name, score, box in found.of_class("dog").above(0.8):
-    print(name, score, box)
-
 Shapes: D detections in an image, K classes with background.
 """
 
+import html
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -22,15 +18,33 @@ from numpy.typing import ArrayLike
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import atomic_write
 
+if TYPE_CHECKING:
+    import PIL.Image
+    import supervision
+    import torch
+
+SHOWN = 20  # rows of the table in a notebook
+
 
 def plain_name(name: str) -> str:
-    """A class name as names are compared: without case and surrounding space."""
+    """A class name as names are compared: without case and surrounding space.
+
+    >>> plain_name(" Dog")
+    'dog'
+    """
     return name.strip().lower()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Detections:
     """What was found in one image; a detector gives the best first.
+
+    >>> found = detector.detect("street.jpg")
+    >>> for name, score, box in found.of_class("dog").above(0.8):
+    ...     print(name, score, box)
+    >>> best, large = found[0], found[found.boxes[:, 2] - found.boxes[:, 0] > 100]
+
+    It holds no picture. A notebook shows it as a table, and what `plot` returns as a picture.
 
     Raises FastRCNNError for arrays of other shapes or types, numbers that are not finite, a class outside 1..K-1, and
     a box that ends before it starts.
@@ -75,24 +89,41 @@ class Detections:
         return zip(self.names, self.scores.tolist(), self.boxes, strict=True)
 
     def __getitem__(self, rows: int | slice | ArrayLike) -> "Detections":
-        """Those at an index, a slice, a mask [D] or an array of indices."""
+        """Those at an index, a slice, a mask [D] or an array of indices; see of_class and above for others.
+
+        >>> first, last = found[0], found[-1]
+        >>> sure = found[found.scores > 0.9]
+
+        Raises IndexError for an index that is not there, FastRCNNError for a text.
+        """
+        if isinstance(rows, str):
+            raise FastRCNNError(f"found[{rows!r}]: takes indices and masks; found.of_class({rows!r}) takes a class")
         chosen = rows if isinstance(rows, slice) else np.atleast_1d(np.asarray(rows))
         if not isinstance(chosen, slice) and not chosen.size:
             chosen = slice(0)  # an empty list says nothing of its type
         return Detections(self.boxes[chosen], self.classes[chosen], self.scores[chosen], self.class_list)
 
     def of_class(self, name: str) -> "Detections":
-        """Those of one class. Raises FastRCNNError for a name that is not in class_list."""
+        """Those of one class. Raises FastRCNNError for a name that is not in class_list.
+
+        >>> dogs = found.of_class("dog")
+        """
         if name not in self.class_list:
             raise FastRCNNError(f"{name!r} is not a class; the classes are {', '.join(self.class_list)}")
         return self[self.classes == self.class_list.index(name) + 1]
 
     def above(self, score: float | Float32[np.ndarray, "K"]) -> "Detections":
-        """Those that score at least `score`, or the one of its class of K."""
+        """Those that score at least `score`, or the one of its class of K.
+
+        >>> sure = found.above(0.8)
+        """
         return self[self.scores >= (np.asarray(score)[self.classes] if np.ndim(score) else score)]
 
     def in_classes(self, class_list: Sequence[str]) -> "Detections":
         """The same with the numbers of a list of the same classes in another order or case.
+
+        >>> found.in_classes(["Horse", "Cat", "Dog"]).names == [name.title() for name in found.names]
+        True
 
         Raises FastRCNNError for a list of other classes.
         """
@@ -114,13 +145,89 @@ class Detections:
         scores = f": {counts}; scores {self.scores.min():.2f} to {self.scores.max():.2f}" if len(self) else ""
         return f"Detections({len(self)}{scores})"
 
+    def _repr_html_(self) -> str:
+        """A table for notebooks, of the first 20."""
+        rows = [
+            f"<tr><td>{html.escape(name)}</td><td>{score:.3f}</td>"
+            + "".join(f"<td>{x:.1f}</td>" for x in box)
+            + "</tr>"
+            for name, score, box in self[:SHOWN]
+        ]
+        more = f"<p>and {len(self) - SHOWN} more</p>" if len(self) > SHOWN else ""
+        head = "".join(f"<th>{title}</th>" for title in ("class", "score", "x1", "y1", "x2", "y2"))
+        return f"<table><tr>{head}</tr>{''.join(rows)}</table>{more}"
+
+    def plot(
+        self, image: "str | Path | PIL.Image.Image | np.ndarray | torch.Tensor", path: str | Path | None = None
+    ) -> "PIL.Image.Image":
+        """The image, in any form that a detector takes, with boxes, classes and scores; also as a file, if `path` names
+        one.
+
+        >>> picture = found.above(0.5).plot("street.jpg", "found.png")
+
+        Small images are enlarged as by draw_detections. Raises FastRCNNError for what is no picture, as write_image
+        does for the file, and for one that would take the image's place.
+        """
+        from PIL import Image
+
+        from fastrcnn.drawing import draw_detections, write_image
+        from fastrcnn.files import refuse_overwrite
+        from fastrcnn.inputs import as_pixels
+
+        if path is not None and isinstance(image, str | Path):
+            refuse_overwrite([image], [Path(path)])
+        drawn = draw_detections(as_pixels(image), self.boxes, self.names, self.scores)
+        if path is not None:
+            write_image(path, drawn)
+        return Image.fromarray(drawn)
+
+    def to_coco(self, image_id: int, category_ids: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+        """The rows as COCO's results have them, with boxes (x, y, width, height); ids by class name, or 1..K-1.
+
+        >>> results = found.to_coco(139, {"cat": 17, "dog": 18, "horse": 19})
+
+        Raises FastRCNNError for a class without an id.
+        """
+        numbers = category_ids
+        if numbers is None:
+            numbers = {name: k for k, name in enumerate(self.class_list, start=1)}
+        missing = sorted({*self.names} - {*numbers})
+        if missing:
+            raise FastRCNNError(f"category_ids has no number for {', '.join(missing)}")
+        sizes = self.boxes[:, 2:].astype(np.float64) - self.boxes[:, :2]
+        boxes = np.concatenate((self.boxes[:, :2], sizes), axis=1).tolist()
+        return [
+            {"image_id": image_id, "category_id": numbers[name], "bbox": box, "score": score}
+            for name, box, score in zip(self.names, boxes, self.scores.tolist(), strict=True)
+        ]
+
+    def to_supervision(self) -> "supervision.Detections":
+        """For the annotators and trackers of supervision: class_id counts class_list from 0, names are in `data`.
+
+        >>> shown = found.to_supervision()  # doctest: +SKIP
+
+        Raises FastRCNNError where supervision is not installed.
+        """
+        try:
+            from supervision import Detections as Result
+        except ImportError:
+            raise FastRCNNError("to_supervision needs the library; pip install supervision") from None
+        names: dict[str, Any] = {"class_name": np.array(self.names, dtype=str)}
+        return Result(self.boxes.copy(), confidence=self.scores.copy(), class_id=self.classes - 1, data=names)
+
     def to_json(self) -> dict[str, list]:
-        """Columns by name, with every digit: what from_json reads back is the same to the bit."""
+        """Columns by name, with every digit: what from_json reads back is the same to the bit.
+
+        >>> text = json.dumps(found.to_json())
+        """
         return {"classes": self.names, "scores": self.scores.tolist(), "boxes": self.boxes.tolist()}
 
     @classmethod
     def from_json(cls, columns: Any, class_list: Sequence[str]) -> "Detections":
-        """The inverse of to_json. Raises FastRCNNError for anything else."""
+        """The inverse of to_json. Raises FastRCNNError for anything else.
+
+        >>> same = Detections.from_json(found.to_json(), found.class_list)
+        """
         number = {name: k for k, name in enumerate(class_list, start=1)}
         try:
             names, scores, boxes = columns["classes"], np.array(columns["scores"]), np.array(columns["boxes"])
@@ -142,7 +249,10 @@ class Detections:
 
 @dataclass(frozen=True, eq=False)
 class DetectedImage:
-    """One image and what was found in it: an entry of detections.json."""
+    """One image and what was found in it: an entry of detections.json.
+
+    >>> entry = DetectedImage("street", found, "photos/street.jpg", 240, 180)
+    """
 
     id: str
     found: Detections
@@ -151,12 +261,19 @@ class DetectedImage:
     height: int | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """The entry. from_json is the inverse.
+
+        >>> text = json.dumps(DetectedImage("street", found).to_json())
+        """
         about = {"id": self.id, "file": self.file, "width": self.width, "height": self.height}
         return about | self.found.to_json()
 
     @classmethod
     def from_json(cls, entry: Any, class_list: Sequence[str]) -> "DetectedImage":
-        """The inverse of to_json. Raises FastRCNNError, naming the image, for anything else."""
+        """The inverse of to_json. Raises FastRCNNError, naming the image, for anything else.
+
+        >>> entry = DetectedImage.from_json(DetectedImage("street", found).to_json(), found.class_list)
+        """
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
             raise FastRCNNError(f"an image must have an `id`, a text, not {str(entry)[:50]}")
         file, width, height = (entry.get(name) for name in ("file", "width", "height"))
@@ -176,6 +293,8 @@ FORMAT = {"content": "fastrcnn detections", "boxes": "xyxy", "origin": 0, "end":
 def write_detections(path: str | Path, class_list: Sequence[str], images: Iterable[DetectedImage]) -> None:
     """Save detections as JSON: a header with the meaning of the boxes, the class list, then one line per image.
 
+    >>> write_detections("detections.json", found.class_list, [DetectedImage("street", found)])
+
     Raises FastRCNNError as atomic_write does.
     """
     with atomic_write(path) as file:
@@ -188,6 +307,8 @@ def write_detections(path: str | Path, class_list: Sequence[str], images: Iterab
 
 def read_detections(path: str | Path) -> tuple[list[str], list[DetectedImage]]:
     """The class list and the images of a file that write_detections wrote, or an older version of tools/test.py.
+
+    >>> class_list, images = read_detections("detections.json")
 
     Raises FastRCNNError, naming file and image, for anything else.
     """

@@ -37,6 +37,9 @@ def draw_detections(
 ) -> UInt8[np.ndarray, "_ _ 3"]:
     """A copy of the image with boxes [D, 4], D scores and labels such as `dog 0.97`; the best score lies on top.
 
+    >>> image = np.zeros((300, 400, 3), np.uint8)
+    >>> drawn = draw_detections(image, [[20, 30, 200, 150]], ["dog"], [0.97])
+
     `labels` are the D class names: each name has its own colour, the same in every picture. An image whose longer side
     is below 400 pixels comes back enlarged by a whole factor. Raises ValueError where the lengths differ.
     """
@@ -52,6 +55,8 @@ def draw_boxes(
     image: UInt8[np.ndarray, "H W 3"], boxes: ArrayLike, texts: Sequence[str], colours: Sequence[Colour]
 ) -> UInt8[np.ndarray, "_ _ 3"]:
     """A copy of the image, enlarged as by draw_detections, with D boxes [D, 4]; the first lies on top.
+
+    >>> drawn = draw_boxes(np.zeros((300, 400, 3), np.uint8), [[20, 30, 200, 150]], ["a dog"], [class_colour("dog")])
 
     Each has a text, none if it is "", and a colour.
     """
@@ -85,6 +90,9 @@ def contact_sheet(
 ) -> UInt8[np.ndarray, "_ _ 3"]:
     """All images in equal cells, row by row, each as large as its cell lets it be; with a title below each if given.
 
+    >>> contact_sheet([np.zeros((300, 400, 3), np.uint8)] * 3, columns=2).shape
+    (624, 824, 3)
+
     A cell is as wide as the widest and as high as the highest image, at most `cell_side` pixels each. Raises ValueError
     without images or columns, and for another number of titles than of images.
     """
@@ -110,7 +118,10 @@ def contact_sheet(
 
 
 def write_image(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Write a PNG or JPEG file (by the name's ending) atomically. Raises FastRCNNError for another ending."""
+    """Write a PNG or JPEG file (by the name's ending) atomically. Raises FastRCNNError for another ending.
+
+    >>> write_image("black.png", np.zeros((300, 400, 3), np.uint8))
+    """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise FastRCNNError(f"{path}: images are written as {', '.join(FORMATS)}; choose a name with such an ending")
@@ -119,7 +130,10 @@ def write_image(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
 
 
 def class_colour(name: str) -> Colour:
-    """The RGB colour of a class, from its name alone."""
+    """The RGB colour of a class, from its name alone.
+
+    >>> red, green, blue = class_colour("dog")
+    """
     number = zlib.crc32(name.encode(errors="replace")) * 1758391127 % 2**32  # the factor keeps VOC's 20 classes apart
     hue, saturation, value = number % 360 / 360, (1.0, 0.55)[number // 360 % 2], (1.0, 0.7)[number // 720 % 2]
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
@@ -154,7 +168,11 @@ def _meet(a: PixelBox, b: PixelBox) -> bool:
 
 
 def shortened(text: str, length: int) -> str:
-    """A text in one line, of at most so many characters."""
+    """A text in one line, of at most so many characters.
+
+    >>> len(shortened("aeroplane on a runway", 10))
+    10
+    """
     line = _one_line(text)
     return line if len(line) <= length else f"{line[: length - 1]}\u2026"
 

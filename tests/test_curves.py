@@ -41,9 +41,9 @@ def test_running_mean_of_broken_values_breaks_their_windows_only():
 
 def test_points_are_in_order_and_the_last_record_of_an_iteration_counts():
     metrics = [record(20, 3.0), record(60, 9.0), record(40, 2.0), record(60, 1.0), {"iteration": 80, "map": 0.5}]
-    assert curves._curve(metrics, "loss").tolist() == [[20, 3], [40, 2], [60, 1]]
-    assert curves._curve(metrics, "map").tolist() == [[80, 0.5]]
-    assert curves._curve(metrics, "other").shape == (0, 2)
+    assert curves.points(metrics, "loss").tolist() == [[20, 3], [40, 2], [60, 1]]
+    assert curves.points(metrics, "map").tolist() == [[80, 0.5]]
+    assert curves.points(metrics, "other").shape == (0, 2)
 
 
 def test_the_plot_shows_the_losses_and_map_only_where_there_is_one(tmp_path):

@@ -1,14 +1,19 @@
 """The one type for what was found in an image, and its file."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from fastrcnn.detections import FORMAT, DetectedImage, Detections, read_detections, write_detections
+from fastrcnn.drawing import draw_detections
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.evaluate.coco import _annotations
+from fastrcnn.evaluate.rows import DetectionRows
 
 CLASSES = ["dog", "tv monitor", "cat"]
 BOX, FAR = (0, 0, 10, 10), (50, 50, 60, 60)
@@ -77,6 +82,63 @@ def test_selection_by_class_and_score():
 def test_it_shows_itself_in_one_line():
     assert repr(THREE) == "Detections(3: 2 tv monitor, 1 dog; scores 0.25 to 0.75)"
     assert repr(found()) == "Detections(0)"
+
+
+def test_a_class_is_not_an_index():
+    with pytest.raises(FastRCNNError, match=r"found\['dog'\]: takes indices and masks; found.of_class\('dog'\)"):
+        THREE["dog"]
+
+
+def test_a_notebook_shows_a_bounded_table_with_names_escaped():
+    many = found(*[(1, 0.5, BOX)] * 30, class_list=["<script>&"])
+    text = many._repr_html_()
+    assert text.count("<tr>") == 1 + 20 and text.count("<td>&lt;script&gt;&amp;</td><td>0.500</td>") == 20
+    assert "<script" not in text and "and 10 more" in text
+    assert found()._repr_html_().count("<tr>") == 1 and "more" not in THREE._repr_html_()
+
+
+def test_a_plot_is_the_picture_with_boxes(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    before = pixels.copy()
+    drawn = THREE.plot(pixels, tmp_path / "a.png")
+    expected = draw_detections(pixels, THREE.boxes, THREE.names, THREE.scores)
+    assert np.array_equal(drawn, expected) and np.array_equal(Image.open(tmp_path / "a.png"), expected)
+    assert np.array_equal(pixels, before)
+    assert np.array_equal(THREE.plot(Image.fromarray(pixels)), expected)
+    written = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(FastRCNNError, match="a.png: would be written over"):
+        THREE.plot(tmp_path / "a.png", tmp_path / "a.png")
+    with pytest.raises(FastRCNNError, match="a.txt: images are written as"):
+        THREE.plot(pixels, tmp_path / "a.txt")
+    assert (tmp_path / "a.png").read_bytes() == written
+
+
+def test_rows_of_coco_are_those_of_its_evaluation():
+    boxes = np.array([[0.1, 0.2, 10.7, 33.3], [1e-3, 5, 1e4, 6]], np.float32)
+    some = Detections(boxes, np.array([3, 1]), np.array([0.7, 0.1], np.float32), tuple(CLASSES))
+    rows = DetectionRows(np.array([4, 4]), some.classes, some.scores, some.boxes)
+    for own, theirs in zip(some.to_coco(4), _annotations(rows, score=rows.scores), strict=True):
+        assert own == {name: theirs[name] for name in own} and len(own) == 4
+    ids = {"cat": 17, "dog": 18, "tv monitor": 72}
+    assert [row["category_id"] for row in some.to_coco(4, ids)] == [17, 18]
+    assert json.loads(json.dumps(some.to_coco(4))) == some.to_coco(4) and found().to_coco(1) == []
+    with pytest.raises(FastRCNNError, match="category_ids has no number for cat, dog"):
+        some.to_coco(4, {})
+
+
+def test_supervision_takes_them():
+    pytest.importorskip("supervision")
+    taken = THREE.to_supervision()
+    assert taken.xyxy.tolist() == THREE.boxes.tolist() and taken.confidence.tolist() == THREE.scores.tolist()
+    assert taken.class_id.tolist() == [1, 0, 1] and taken.data["class_name"].tolist() == THREE.names
+    taken.xyxy += 1
+    assert THREE.boxes[0].tolist() == list(BOX) and len(found().to_supervision()) == 0
+
+
+def test_supervision_that_is_not_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(FastRCNNError, match="pip install supervision"):
+        THREE.to_supervision()
 
 
 def test_another_order_of_the_same_classes():

@@ -1,7 +1,13 @@
+import shutil
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from oracles import iou as slow_iou
+from PIL import Image
+from torchvision.datasets import VOCDetection
 
 import fastrcnn
 from fastrcnn import boxes as box_ops
@@ -88,8 +94,111 @@ def test_a_list_gives_a_list_in_order(saved, shapes):
     assert [len(one) for one in found] == [len(detector.detect(PICTURE, b)) for b in boxes] and not len(found[1])
     assert detector.detect([]) == []
     assert np.array_equal(detector.detect((path,))[0].boxes, detector.detect(path).boxes)
-    with pytest.raises(FastRCNNError, match="2 images need as many proposals and ids, not 1 and 2"):
+    with pytest.raises(FastRCNNError, match="2 images need as many proposals, not 1"):
         detector.detect([PICTURE, PICTURE], [some_proposals()])
+
+
+def same(a, b):
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("boxes", "classes", "scores"))
+
+
+def test_many_find_what_one_by_one_find(saved, shapes):
+    detector = fastrcnn.load(saved[2])
+    paths = sorted((shapes / "JPEGImages").iterdir())[:3]
+    images = [*paths, str(paths[0]), Image.open(paths[1]), read_image(paths[2])]
+    boxes = [None, some_proposals(), [], None, None, None]
+    ids = [None, "x", None, None, paths[1].stem, "other"]
+    expected = [detector.detect(*one) for one in zip(images, boxes, ids, strict=True)]
+    for threads in (1, 2, 5):
+        found = list(detector.detect_many(iter(images), iter(boxes), iter(ids), threads=threads))
+        assert len(found) == len(expected) and all(map(same, found, expected))
+    assert len(expected[0]) and not same(expected[4], expected[5]) and same(expected[0], expected[3])
+    assert list(detector.detect_many([])) == []
+    high = float(expected[0].scores.max()) - 1e-3
+    [found] = detector.detect_many(paths[:1], score=high)
+    assert 0 < len(found) < len(expected[0]) and same(found, detector.detect(paths[0], score=high))
+    with pytest.raises(FastRCNNError, match="score is 2; it must be"):
+        detector.detect_many(paths, score=2)
+
+
+def test_many_take_no_more_than_a_few_ahead_and_leave_no_thread(saved):
+    """An endless camera that fills the same array again."""
+    detector, frame, taken = fastrcnn.load(saved[2]), np.empty((40, 60, 3), np.uint8), 0
+
+    def shot(k):
+        return np.random.default_rng(k).integers(0, 256, frame.shape, dtype=np.uint8)
+
+    def camera():
+        nonlocal taken
+        while True:
+            frame[:] = shot(taken)
+            taken += 1
+            yield frame
+
+    for k, found in enumerate(detector.detect_many(camera(), threads=2)):
+        assert k + 1 <= taken <= k + 1 + 2
+        assert same(found, detector.detect(shot(k)))
+        if k == 5:
+            break
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_an_error_comes_at_its_picture_after_the_results_before(saved, shapes, tmp_path):
+    detector = fastrcnn.load(saved[2])
+    good, boxes = next((shapes / "JPEGImages").iterdir()), some_proposals()
+
+    def broken():
+        yield PICTURE
+        raise ZeroDivisionError
+
+    for images, proposals, ids, kind, words in (
+        ([good, tmp_path / "gone.jpg", good], [boxes] * 3, None, FastRCNNError, r"images\[1\]: .*gone.jpg: no such"),
+        ([good, PICTURE[:0]], None, None, FastRCNNError, r"images\[1\]: has 120 x 0 pixels"),
+        ([PICTURE, PICTURE], [boxes, [[1, 2, 1, 3]]], None, FastRCNNError, r"images\[1\]: proposals: some have no"),
+        (iter([PICTURE, PICTURE]), [boxes], None, FastRCNNError, r"images\[1\]: has no proposals or id of its own"),
+        (iter([PICTURE, PICTURE]), None, iter("a"), FastRCNNError, r"images\[1\]: has no proposals or id"),
+        (broken(), None, None, ZeroDivisionError, None),
+    ):
+        found = detector.detect_many(images, proposals, ids)
+        assert len(next(found)) > 0
+        with pytest.raises(kind, match=words):
+            next(found)
+        with pytest.raises(StopIteration):
+            next(found)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda d: d.detect_many("a.jpg"), "images: is one picture; give a list of them"),
+        (lambda d: d.detect_many(PICTURE), "images: is one picture"),
+        (lambda d: d.detect_many(torch.zeros(3, 5, 5)), "images: is one picture"),
+        (lambda d: d.detect_many(Image.new("RGB", (4, 4))), "images: is one picture"),
+        (lambda d: d.detect_many(None), "images: is of type NoneType"),
+        (lambda d: d.detect_many([PICTURE], ids=["a", "b"]), "1 images need as many ids, not 2"),
+        (lambda d: d.detect_many([PICTURE], proposals=3), "proposals: is of type int; give a list"),
+        (lambda d: next(d.detect_many([PICTURE], threads=0)), "threads is 0; it must be at least 1"),
+        (lambda d: d.detect(PICTURE for _ in range(2)), "image: is of type generator; .*; detect_many takes several"),
+        (lambda d: d.detect([[PICTURE]]), r"images\[0\]: is of type list; give a path"),
+        (lambda d: d.detect(PICTURE / 255), r"an array float64 .*; if it is in 0..1, \(255 \* array\)"),
+    ],
+)
+def test_many_and_one_are_told_apart(saved, call, words):
+    with pytest.raises(FastRCNNError, match=words):
+        call(fastrcnn.load(saved[2]))
+
+
+def test_samples_of_torchvision_s_voc(saved, shapes, tmp_path):
+    """Its pictures and their ids give what the files give."""
+    shutil.copytree(shapes, tmp_path / "VOCdevkit" / "VOC2007")
+    samples = VOCDetection(tmp_path, year="2007", image_set="test")
+    detector = fastrcnn.load(saved[2])
+    ids = [Path(target["annotation"]["filename"]).stem for _, target in samples]
+    found = list(detector.detect_many((image for image, _ in samples), ids=ids))
+    files = [shapes / "JPEGImages" / f"{name}.jpg" for name in ids]
+    assert len(found) == 4 and all(map(same, found, detector.detect_many(files)))
+    assert same(detector.detect(samples[0][0], image_id=ids[0]), found[0])
 
 
 def test_all_given_proposals_are_used(saved):

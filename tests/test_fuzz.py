@@ -37,7 +37,7 @@ from fastrcnn.model import weights as weights_module
 from fastrcnn.model.backbones import output_channels
 from fastrcnn.model.weights import build, initialise, load_model, save_weights
 from fastrcnn.train.checkpoint import checkpoints, load_latest, save_checkpoint
-from fastrcnn.train.curves import _curve
+from fastrcnn.train.curves import points
 from fastrcnn.train.metrics import Metrics, read_metrics
 from fastrcnn.train.solver import make_optimizer
 
@@ -467,7 +467,7 @@ def check_metrics(path: Path) -> None:
             r["iteration"] for r in records if r["iteration"] <= 3
         ]
         for key in ("loss", "loss_cls", "map"):
-            assert _curve(records, key).shape[1] == 2
+            assert points(records, key).shape[1] == 2
 
 
 def as_lines(records: list) -> bytes:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastrcnn.detect.inputs import as_pixels, as_rois
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.inputs import as_pixels, as_rois
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 GREY = PICTURE[:, :, 0]

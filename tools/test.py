@@ -1,7 +1,5 @@
 """Evaluate weights on the data.test sets of a configuration: VOC mAP, a table per class, curves and detections."""
 
-from pathlib import Path
-
 from _common import parser, run
 
 
@@ -11,13 +9,11 @@ def main() -> None:
     p.add_argument("--coco", action="store_true", help="also COCO's averages over IoU thresholds, by pycocotools")
     args = p.parse_intermixed_args()
 
+    import fastrcnn
     from fastrcnn.config_files import load
-    from fastrcnn.evaluate.run import evaluate_detections, evaluate_weights
 
     config = load(args.config, args.overrides)
-    folder = Path(args.output or Path(config.output) / "results")
-    work = evaluate_detections if args.weights.endswith(".json") else evaluate_weights
-    print(work(config, Path(args.weights), folder, with_coco=args.coco, with_report=True).table)
+    print(fastrcnn.evaluate(config, args.weights, args.output, with_coco=args.coco).table)
 
 
 if __name__ == "__main__":

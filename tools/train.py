@@ -1,7 +1,5 @@
 """Train Fast R-CNN as a configuration says."""
 
-from functools import partial
-
 from _common import command_line, parser, run, shown
 
 
@@ -16,11 +14,9 @@ def main() -> None:
     )
     args = p.parse_intermixed_args()
 
+    import fastrcnn
     from fastrcnn.config_files import load
     from fastrcnn.errors import FastRCNNError, NotFiniteError
-    from fastrcnn.evaluate.run import evaluate_weights
-    from fastrcnn.model.weights import BEST
-    from fastrcnn.train.loop import train
 
     overrides = args.overrides
     if args.eval_every is not None:
@@ -34,16 +30,15 @@ def main() -> None:
             print(line)
         return
     try:
-        weights = train(config, args.resume, partial(evaluate_weights, with_thresholds=False))
+        done = fastrcnn.train(config, args.resume)
     except NotFiniteError as e:
         if e.iteration is None:  # none of training
             raise
         again = command_line("train", args.config, *args.overrides, "--replay", e.iteration)
         raise FastRCNNError(f"{e}\nThis shows where, and changes nothing in the run:\n{again}") from None
-    print(f"{weights}: evaluate it with: {command_line('test', shown(args.config), weights)}")
-    best = weights.with_name(BEST)
-    if best.exists():
-        print(f"{best}: the weights that had the highest mAP on the way, for the same command")
+    print(f"{done.weights}: evaluate it with: {command_line('test', shown(args.config), done.weights)}")
+    if done.best:
+        print(f"{done.best}: the weights that had the highest mAP on the way, for the same command")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """From a picture to named boxes: proposals, features, RoI pooling, fc6 and fc7, decoding, NMS (section 3)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import Future
+from contextlib import closing
 from copy import deepcopy
 from functools import cached_property, partial
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -11,21 +14,22 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from numpy.typing import ArrayLike
+from PIL import Image
 from torch import Tensor, nn
 
 from fastrcnn import boxes as box_ops
 from fastrcnn import config as configs
 from fastrcnn.config import Config
-from fastrcnn.detect.inputs import Picture, as_pixels, as_rois
+from fastrcnn.detect.ahead import Ready, ahead, make_ready
 from fastrcnn.detect.nms import select_detections
 from fastrcnn.detect.views import Look, Rows, look_at
 from fastrcnn.detections import Detections
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import prepare_image
+from fastrcnn.inputs import Picture, as_pixels, as_rois
 from fastrcnn.model.fast_rcnn import FastRCNN, Features
 from fastrcnn.model.roi_features import bins_first, project, unique_rois
 from fastrcnn.model.score_thresholds import ScoreThresholds
-from fastrcnn.proposals.selective_search import selective_search
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +37,20 @@ Score: TypeAlias = float | int | str | None  # a number, `auto`, or None: test.s
 
 
 def detection_settings(config: Config) -> dict[str, Any]:
-    """The part of a configuration that detections depend on, as JSON has it."""
+    """The part of a configuration that detections depend on, as JSON has it.
+
+    >>> detection_settings(detector.config)["classes"]
+    ['dog', 'cat', 'horse']
+    """
     tree = configs.to_dict(config)
     return {name: tree[name] for name in ("image", "proposals", "test", "precision", "classes")}
 
 
 class Detector:
     """A trained network at work.
+
+    >>> detector = fastrcnn.load("model.safetensors")
+    >>> found = detector.detect("street.jpg")
 
     It copies the model's weights, once, in its own precision, on its device, and those of fc6 in the order in which
     pooling for inference gives features. The model stays as it is, and what becomes of it later changes no detection.
@@ -86,6 +97,10 @@ class Detector:
     ) -> Detections | list[Detections]:
         """Find objects in a picture, or in each of a list: see inputs.FORMS for what a picture may be.
 
+        >>> found = detector.detect("street.jpg")
+        >>> found = detector.detect(Image.open("street.jpg"), proposals=[[0, 0, 64, 48], [20, 10, 90, 60]])
+        >>> one, other = detector.detect(["street.jpg", "street.jpg"])
+
         proposals [P, 4] are in image pixels, half open, and all are used; none are found where they are an empty list.
         Without them, selective search finds its own (seconds), its random order seeded by image_id, which for a file is
         its name without suffix. For a list of pictures, proposals and image_id are lists, too.
@@ -94,16 +109,88 @@ class Detector:
         classes that tools/test.py measured and stored in the weights. Raises FastRCNNError for a file that is no
         picture, for pixels or proposals of another form, and as score_limits does.
         """
+        if isinstance(image, list | tuple):
+            return list(self.detect_many(image, proposals, image_id, score))
         self.score_limits(score)  # before any work
-        if not isinstance(image, list | tuple):
-            return self._detect_one(image, proposals, image_id, score)
-        boxes, ids = ([None] * len(image) if part is None else part for part in (proposals, image_id))
-        if not len(image) == len(boxes) == len(ids):
-            raise FastRCNNError(f"{len(image)} images need as many proposals and ids, not {len(boxes)} and {len(ids)}")
-        return [self._detect_one(*one, score) for one in zip(image, boxes, ids, strict=True)]
+        return self._find(*self._making(image, proposals, image_id)(), score)
+
+    def detect_many(
+        self,
+        images: Iterable[Picture],
+        proposals: Iterable[ArrayLike | Tensor | None] | None = None,
+        ids: Iterable[str | None] | None = None,
+        score: Score = None,
+        threads: int | None = None,
+    ) -> Generator[Detections, None, None]:
+        """What `detect` finds in each of any number of pictures, in their order, when it is asked for.
+
+        >>> photos = sorted(Path("photos").glob("*.jpg"))
+        >>> for path, found in zip(photos, detector.detect_many(photos)):
+        ...     drawn = found.plot(path, f"found_{path.name}")
+
+        While the network is at one picture, the proposals of the next ones are searched by `threads` threads (all cores
+        but one, at most 16); each holds one picture, and of `images`, which may be endless, so many and one more are
+        taken before their turn. proposals and ids go with the images one by one; None among them, and score, are as for
+        `detect`.
+
+        An error of picture k comes at k, after what was found before it, and starts with `images[k]`; one that
+        `images` itself raises comes as it is. Left early, by `break` or Ctrl-C, it waits for what is searched at that
+        moment and starts nothing more. Raises FastRCNNError as `detect` does, for one picture in place of many, and
+        for other numbers of proposals or ids than of images.
+        """
+        if isinstance(images, str | Path | Image.Image) or (
+            isinstance(images, np.ndarray | Tensor) and images.ndim < 4
+        ):
+            raise FastRCNNError("images: is one picture; give a list of them, or any iterable, or call `detect`")
+        columns: list[Iterator[Any]] = []
+        given: Any
+        for name, given in (("images", images), ("proposals", proposals), ("ids", ids)):
+            if isinstance(images, Sized) and isinstance(given, Sized) and len(given) != len(images):
+                raise FastRCNNError(f"{len(images)} images need as many {name}, not {len(given)}")
+            try:
+                columns.append(repeat(None) if given is None and name != "images" else iter(given))
+            except TypeError:
+                raise FastRCNNError(
+                    f"{name}: is of type {type(given).__name__}; give a list, or any iterable"
+                ) from None
+        self.score_limits(score)  # before any work
+        return self._find_each(ahead(self._making_each(*columns), threads), score)
+
+    def _find_each(
+        self, ready: Generator[Future[Ready], None, None], score: Score
+    ) -> Generator[Detections, None, None]:
+        with closing(ready):
+            for k, future in enumerate(ready):
+                try:
+                    found = self._find(*future.result(), score)
+                except FastRCNNError as e:
+                    raise FastRCNNError(f"images[{k}]: {str(e).removeprefix('image: ')}") from None
+                yield found
+
+    def _making_each(self, images: Iterator[Picture], *columns: Iterator[Any]) -> Iterator[Callable[[], Ready]]:
+        """What makes each picture ready, with its own entry of each column: proposals and ids."""
+        for image in images:
+            row = [value for column in columns for value in islice(column, 1)]
+            if len(row) < len(columns):
+                raise FastRCNNError("has no proposals or id of its own, as they ended before; give one for each image")
+            yield self._making(image, *row)
+
+    def _making(
+        self, image: Picture, proposals: ArrayLike | Tensor | None, image_id: str | None
+    ) -> Callable[[], Ready]:
+        """What makes a picture ready, at any time: the arrays of the caller, who may fill them again, are copied."""
+        own_id, source = "", image
+        if isinstance(source, str | Path):
+            own_id = Path(source).stem
+        else:
+            source = as_pixels(source).copy()
+        boxes = None if proposals is None else as_rois(proposals).clone()
+        return partial(make_ready, source, boxes, own_id if image_id is None else image_id, self.config.proposals)
 
     def score_limits(self, score: Score) -> Float32[np.ndarray, "K"]:
         """The score that a detection of each class must have, from index 1 on, for an argument of detect.
+
+        >>> limits = detector.score_limits(0.3)
 
         Raises FastRCNNError for a number outside 0..1 or another word, and for `auto` with weights that hold no
         thresholds.
@@ -130,14 +217,7 @@ class Detector:
         return measured.limits(self.config.classes, otherwise)
 
     @torch.inference_mode()
-    def _detect_one(
-        self, image: Picture, proposals: ArrayLike | Tensor | None, image_id: str | None, score: Score
-    ) -> Detections:
-        if image_id is None:
-            image_id = Path(image).stem if isinstance(image, str | Path) else ""
-        pixels = as_pixels(image)
-        if proposals is None:
-            proposals = selective_search(pixels, image_id, self.config.proposals)
+    def _find(self, pixels: UInt8[np.ndarray, "H W 3"], proposals: ArrayLike | Tensor, score: Score) -> Detections:
         scores, boxes = self.classify(pixels, as_rois(proposals).to(self.device))
         test = self.config.test
         lowest = test.score_threshold if score is None or isinstance(score, str) else score
@@ -150,6 +230,8 @@ class Detector:
     @torch.inference_mode()
     def classify(self, image: UInt8[np.ndarray, "H W 3"], rois: Float32[Tensor, "R 4"]) -> Rows:
         """Probabilities and boxes of every RoI, and of the boxes of a second pass; see views.look_at.
+
+        >>> scores, boxes = detector.classify(as_pixels("street.jpg"), torch.tensor([[0.0, 0, 64, 48]]))
 
         Boxes and RoIs are in image pixels, boxes clipped to the image.
         """

@@ -57,12 +57,7 @@ def _as_record(image: DetectedImage, outputs: Mapping[Path, str]) -> ImageRecord
 
 def _write_coco_results(images: Sequence[DetectedImage], path: Path) -> None:
     """Images and categories are numbered as write_coco does, from 1."""
-    rows = []
-    for number, image in enumerate(images, start=1):
-        columns = image.found.classes.tolist(), image.found.scores.tolist(), image.found.boxes.astype(float).tolist()
-        for category, score, (x1, y1, x2, y2) in zip(*columns, strict=True):
-            box = [x1, y1, x2 - x1, y2 - y1]
-            rows.append({"image_id": number, "category_id": category, "bbox": box, "score": score})
+    rows = [row for number, image in enumerate(images, start=1) for row in image.found.to_coco(number)]
     with atomic_write(path) as file:
         file.write(json.dumps(rows).encode())
 

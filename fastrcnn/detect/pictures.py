@@ -3,15 +3,19 @@
 import logging
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float32
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from fastrcnn.config import ProposalsConfig
+from fastrcnn.detect.ahead import Ready, ahead, make_ready
 from fastrcnn.detect.detector import Detector, Score, detection_settings
 from fastrcnn.detect.folders import JOURNAL_NAME, JSON_NAME, ListedPicture, check_outputs, find_pictures
 from fastrcnn.detect.labels import write_labels
@@ -19,7 +23,6 @@ from fastrcnn.detections import DetectedImage, write_detections
 from fastrcnn.drawing import draw_detections, write_image
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import lock
-from fastrcnn.images import read_image
 from fastrcnn.journal import Journal
 from fastrcnn.model.score_thresholds import network_digest
 from fastrcnn.model.weights import weights_file
@@ -74,8 +77,11 @@ def detect_pictures(
         done = dict(journal.items)
         try:
             with journal:
-                for picture in tqdm(pictures, "detecting", unit="image", mininterval=1):
-                    _detect_and_draw(detector, picture, output, limits, store, journal, done, result)
+                bar = tqdm(pictures, "detecting", unit="image", mininterval=1)
+                calls = [partial(_make_ready, p, output, store, done, detector.config.proposals) for p in pictures]
+                with closing(ahead(calls)) as ready:
+                    for picture, future in zip(bar, ready, strict=True):
+                        _detect_and_draw(detector, picture, future, output, limits, journal, result)
         finally:  # Ctrl-C and a full disk too: what is finished is written
             if result.images:
                 write_detections(result.json, detector.config.classes, result.images)
@@ -91,33 +97,57 @@ def detect_pictures(
     return result
 
 
+def _make_ready(
+    picture: ListedPicture,
+    output: Path,
+    store: Proposals | None,
+    done: dict[str, DetectedImage],
+    search: ProposalsConfig,
+) -> tuple[str, DetectedImage | Ready]:
+    """The stamp of a picture, and one of `done`, from the journal, if it is drawn, else what the network takes."""
+    stamp = _stamp(picture)
+    if picture.below(output).exists() and stamp in done:
+        return stamp, done[stamp]
+    if store is not None and picture.id not in store:
+        raise FastRCNNError(
+            f"{picture.path}: {store.path} has no proposals of {picture.id}; make them, or leave it out"
+        )
+    return stamp, make_ready(picture.path, store[picture.id] if store is not None else None, picture.id, search)
+
+
 def _detect_and_draw(
     detector: Detector,
     picture: ListedPicture,
+    future: Future[tuple[str, DetectedImage | Ready]],
     output: Path,
     limits: Limits,
-    store: Proposals | None,
     journal: Journal[Item],
-    done: dict[str, DetectedImage],
     result: DetectedPictures,
 ) -> None:
-    """One picture into `result`: one of `done`, from the journal, if it is drawn already, else detected and drawn."""
+    """One picture into `result`, detected and drawn unless it is so already."""
     drawn = picture.below(output)
     try:
-        stamp = _stamp(picture)
-        image, pixels = done.get(stamp) if drawn.exists() else None, None
-        if image is None:
-            image, pixels = _detect(detector, picture, store, limits)
+        stamp, made = future.result()
+        image = made if isinstance(made, DetectedImage) else _detect(detector, picture, made, limits)
     except FastRCNNError as e:
         log.error("%s", e)
         result.failed.append(picture.path)
         return
     result.images.append(image)
-    if pixels is not None:
+    if not isinstance(made, DetectedImage):
         journal.append((stamp, image))  # before it is drawn: what is drawn is in detections.json
         shown = image.found.above(limits)
-        write_image(drawn, draw_detections(pixels, shown.boxes, shown.names, shown.scores))
+        write_image(drawn, draw_detections(made[0], shown.boxes, shown.names, shown.scores))
     result.drawn.append(drawn)
+
+
+def _detect(detector: Detector, picture: ListedPicture, ready: Ready, limits: Limits) -> DetectedImage:
+    if limits.min() < np.float32(detector.config.test.score_threshold):
+        found = detector.detect(*ready, picture.id, score=float(limits.min()))
+    else:
+        found = detector.detect(*ready, picture.id)
+    height, width = ready[0].shape[:2]
+    return DetectedImage(picture.id, found, str(picture.path), width, height)
 
 
 def _journal(
@@ -132,24 +162,6 @@ def _journal(
         lambda item: [item[0], item[1].to_json()],
         lambda item: (str(item[0]), DetectedImage.from_json(item[1], detector.config.classes)),
     )
-
-
-def _detect(
-    detector: Detector, picture: ListedPicture, store: Proposals | None, limits: Limits
-) -> tuple[DetectedImage, NDArray[np.uint8]]:
-    """What is found in a picture, and its pixels."""
-    pixels = read_image(picture.path)
-    if store is not None and picture.id not in store:
-        raise FastRCNNError(
-            f"{picture.path}: {store.path} has no proposals of {picture.id}; make them, or leave it out"
-        )
-    boxes = store[picture.id] if store is not None else None
-    if limits.min() < np.float32(detector.config.test.score_threshold):
-        found = detector.detect(pixels, boxes, picture.id, score=float(limits.min()))
-    else:
-        found = detector.detect(pixels, boxes, picture.id)
-    height, width = pixels.shape[:2]
-    return DetectedImage(picture.id, found, str(picture.path), width, height), pixels
 
 
 def _stamp(picture: ListedPicture) -> str:

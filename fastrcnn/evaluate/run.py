@@ -42,11 +42,13 @@ SCORES = (RESULTS, "table.txt", "precision_recall.png")
 REPORT = "report.html"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """What an evaluation found."""
 
     result: voc.VOCResult
+    ap: dict[str, float]  # by class name; NaN for a class without objects
+    coco: dict[str, float]  # COCO's averages by their names, if they were asked for
     detections: Sequence[DetectedImage]
     table: str  # per class, for people
     rows: tuple[DetectionRows, ObjectRows]  # what was scored; images are numbered by sorted id
@@ -54,6 +56,7 @@ class Evaluation:
 
     @property
     def mean_ap(self) -> float:
+        """Over the classes that have objects; NaN if none has."""
         return self.result.mean_ap
 
 
@@ -156,12 +159,13 @@ def _score(
         table = (
             f"nothing to score: the test set has no annotations; its detections are in {folder} and {folder / 'voc'}"
         )
+    ap, averages = dict(zip(config.classes, result.ap[1:].tolist(), strict=True)), {}
     numbers: dict[str, Any] = {"map": _number(result.mean_ap), "metric": result.metric}
-    numbers["ap"] = {name: _number(ap) for name, ap in zip(config.classes, result.ap[1:].tolist(), strict=True)}
+    numbers["ap"] = {name: _number(value) for name, value in ap.items()}
     if with_coco and any(record.annotation for record in records):
-        values = coco.evaluate_coco(*rows, len(config.classes) + 1, config.test.max_detections)
-        numbers["coco"] = {name: _number(value) for name, value in values.items()}
-        table += "\nCOCO: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        averages = coco.evaluate_coco(*rows, len(config.classes) + 1, config.test.max_detections)
+        numbers["coco"] = {name: _number(value) for name, value in averages.items()}
+        table += "\nCOCO: " + ", ".join(f"{name} {value:.4f}" for name, value in averages.items())
     analysis = analyse(*rows, config.classes, len(records), config.test.ap_rule, config.test.score_threshold)
     write_json(folder / RESULTS, {**numbers, **analysis.to_json(config.classes), **origin.to_json()})
     with atomic_write(folder / "table.txt") as file:
@@ -170,7 +174,7 @@ def _score(
     names = (Path(name).stem for dataset in config.data.test for name in dataset.split_names or ["all"])
     split = "+".join(dict.fromkeys(names))
     report.write_voc_files(folder / "voc", split, config.classes, images)
-    return Evaluation(result, images, table, rows, analysis)
+    return Evaluation(result, ap, averages, images, table, rows, analysis)
 
 
 def _report(

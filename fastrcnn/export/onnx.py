@@ -27,12 +27,12 @@ import fastrcnn
 from fastrcnn.config import Config
 from fastrcnn.data.shapes import draw_image
 from fastrcnn.detect.detector import Detector, detection_settings
-from fastrcnn.detect.inputs import as_rois
 from fastrcnn.detect.onnx_detector import FORMAT, SUFFIX, open_onnx
 from fastrcnn.detections import Detections
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import METADATA_KEY, atomic_write, refuse_overwrite
 from fastrcnn.images import read_image
+from fastrcnn.inputs import as_rois
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.weights import load_model, weights_file
 from fastrcnn.proposals.selective_search import selective_search

@@ -20,7 +20,7 @@ def plot_losses(metrics: list[dict], path: str | Path) -> None:
     (0..1), a second panel shows it, and which was best (`best_iteration` and `best_map` of the last).
     Raises FastRCNNError if the file cannot be written.
     """
-    evaluated = _curve(metrics, "map")
+    evaluated = points(metrics, "map")
     figure = Figure(figsize=(9, 6 if len(evaluated) else 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     if len(evaluated):
@@ -45,7 +45,7 @@ def _mark_best(axes: Axes, metrics: list[dict]) -> None:
 
 def _draw_losses(axes: Axes, metrics: list[dict]) -> None:
     for (key, name), colour in zip(LOSSES.items(), ("tab:gray", "tab:blue", "tab:orange"), strict=True):
-        curve = _curve(metrics, key)
+        curve = points(metrics, key)
         if not len(curve):
             continue
         axes.plot(*curve.T, color=colour, linewidth=0.8, alpha=0.6, label=name)
@@ -66,10 +66,10 @@ def running_mean(values: Real[np.ndarray, "M"], reach: int) -> Real[np.ndarray, 
     return np.convolve(values, window)[middle] / np.convolve(np.ones(len(values)), window)[middle]
 
 
-def _curve(metrics: list[dict], key: str) -> np.ndarray:
+def points(metrics: list[dict], key: str) -> np.ndarray:
     """The points (iteration, value) of one key, float64 [M, 2], by iteration.
 
     A run that was killed and resumed records some iterations twice: the last time counts.
     """
-    points = {record["iteration"]: record[key] for record in metrics if key in record}
-    return np.array(sorted(points.items()), dtype=np.float64).reshape(-1, 2)
+    values = {record["iteration"]: record[key] for record in metrics if key in record}
+    return np.array(sorted(values.items()), dtype=np.float64).reshape(-1, 2)

@@ -1,5 +1,6 @@
 """What a detector takes: pictures in any of the forms that people have them in, and proposals."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,6 +24,9 @@ FORMS = (
 def as_pixels(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:
     """The upright picture as RGB; a path and a Pillow image are turned as their EXIF says.
 
+    >>> as_pixels("street.jpg").shape
+    (180, 240, 3)
+
     Raises FastRCNNError for a file that is no picture, and for anything else than FORMS, without pixels, or with
     numbers that are not finite.
     """
@@ -35,9 +39,11 @@ def as_pixels(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:
     elif isinstance(picture, np.ndarray):
         pixels = np.repeat(picture[:, :, None], 3, axis=2) if picture.ndim == 2 else picture
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-            raise FastRCNNError(f"image: an array {picture.dtype} {list(picture.shape)}; give {FORMS}")
+            scale = "; if it is in 0..1, (255 * array).round().astype('uint8')" if picture.dtype.kind == "f" else ""
+            raise FastRCNNError(f"image: an array {picture.dtype} {list(picture.shape)}; give {FORMS}{scale}")
     else:
-        raise FastRCNNError(f"image: is of type {type(picture).__name__}; give {FORMS}")
+        many = "; detect_many takes several" if isinstance(picture, Iterator | list | tuple) else ""
+        raise FastRCNNError(f"image: is of type {type(picture).__name__}; give {FORMS}{many}")
     if not pixels.size:
         raise FastRCNNError(f"image: has {pixels.shape[1]} x {pixels.shape[0]} pixels; give one that is not empty")
     return np.ascontiguousarray(pixels)
@@ -60,6 +66,9 @@ def _of_tensor(picture: Tensor) -> UInt8[np.ndarray, "H W 3"]:
 
 def as_rois(proposals: ArrayLike | Tensor) -> Float32[Tensor, "P 4"]:
     """Proposals [P, 4] in image pixels, half open, as a tensor; an empty list is none.
+
+    >>> as_rois([[0, 0, 20, 10]])
+    tensor([[ 0.,  0., 20., 10.]])
 
     Raises FastRCNNError for another shape, numbers that are not finite, and boxes without width or height.
     """

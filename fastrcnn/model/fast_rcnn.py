@@ -6,6 +6,7 @@ Shapes: N images, R RoIs in the batch, K classes with background, C channels, h 
 import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import partial, reduce
 from itertools import pairwise
 
 import torch
@@ -128,15 +129,20 @@ class FastRCNN(nn.Module):
     def pool_for_inference(
         self, features: Features, rois: list[Float32[Tensor, "_ 4"]]
     ) -> Iterator[Float[Tensor, "_ PPC"]]:
-        """The values of `pool` without gradient, chunk by chunk: as pool_for_inference of roi_features.py."""
-        size = self.config.pool_size
-        layers = zip(features, self.strides, strict=True)
-        for parts in zip(*(pool_for_inference(maps, rois, size, 1 / stride) for maps, stride in layers), strict=True):
-            if self.merge is None:
-                yield parts[0]
-            else:
-                merged = self._merged([part.unflatten(1, (size, size, -1)).permute(0, 3, 1, 2) for part in parts])
-                yield merged.permute(0, 2, 3, 1).flatten(1)
+        """The values of `pool` without gradient, chunk by chunk: as pool_for_inference of roi_features.py.
+
+        Layers are merged bin by bin, before bins are copied to the RoIs that share them.
+        """
+        layers = []
+        for i, (maps, stride) in enumerate(zip(features, self.strides, strict=True)):
+            each = partial(self._merged_bins, self.merge, i) if self.merge else None
+            layers.append(pool_for_inference(maps, rois, self.config.pool_size, 1 / stride, each))
+        for parts in zip(*layers, strict=True):
+            yield reduce(torch.add, parts)
+
+    def _merged_bins(self, merge: Merge, layer: int, bins: Float[Tensor, "U _"]) -> Float[Tensor, "U C"]:
+        with self._reduced_precision():
+            return merge.of_bins(layer, bins)
 
     def fully_connected(
         self, pooled: Float[Tensor, "R CPP"], dropout_seed: int | None = None

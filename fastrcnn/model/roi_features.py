@@ -8,7 +8,7 @@ Shapes: R RoIs, C channels, h w cells of the feature map, P bins along each axis
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -17,6 +17,7 @@ from torchvision.ops import roi_pool as torchvision_roi_pool
 
 ROIS_PER_CHUNK = 512  # a chunk of 7x7x512 features is 51 MB in float32; larger ones gain nothing in fc6
 BINS_PER_GATHER = 2000  # 4 MB of 512 float32 channels: the maximum finds in cache what the gather before it left there
+EachBin = Callable[[Float[Tensor, "U C"]], Float[Tensor, "U _"]]  # other channels in place of those of pooled bins
 
 
 def project(boxes: Float32[Tensor, "R 4"], scale: float) -> Float32[Tensor, "R 4"]:
@@ -98,34 +99,46 @@ def channels_first(pooled: Float[Tensor, "R PPC"], pool_size: int) -> Float[Tens
 
 @torch.no_grad()
 def pool_for_inference(
-    features: list[Float[Tensor, "C _ _"]], rois: list[Float32[Tensor, "_ 4"]], pool_size: int, spatial_scale: float
+    features: list[Float[Tensor, "C _ _"]],
+    rois: list[Float32[Tensor, "_ 4"]],
+    pool_size: int,
+    spatial_scale: float,
+    each: EachBin | None = None,
 ) -> Iterator[Float[Tensor, "_ PPC"]]:
     """The values of `roi_pool` without a gradient, chunk by chunk: yields [r, P * P * C], r <= ROIS_PER_CHUNK.
 
     Arguments as for `roi_pool`. Rows are bins first, channels last: multiply them by `bins_first(fc6.weight)`. They
     have the map's dtype, for a maximum of bfloat16 numbers is one of them, and **hold only until the next chunk is
     asked for**: the buffer is used again, since fresh memory for all RoIs costs more than the pooling. Maps must be
-    finite. An image without RoIs yields one chunk of no rows.
+    finite. An image without RoIs yields one chunk of no rows. `each` is applied to bins before they are copied to the
+    RoIs that share them.
     """
     for feature, image_rois in zip(features, rois, strict=True):
         pool = _pool_by_table if feature.device.type == "cpu" else _pool_by_torchvision
         chunks = image_rois.tensor_split(max(1, math.ceil(len(image_rois) / ROIS_PER_CHUNK)))
-        buffer = feature.new_empty(len(chunks[0]), pool_size**2 * len(feature))
+        channels = each(feature.new_empty(0, len(feature))).shape[1] if each else len(feature)
+        buffer = feature.new_empty(len(chunks[0]) * pool_size**2, channels)
         for chunk in chunks:
-            pool(feature, chunk, pool_size, spatial_scale, buffer[: len(chunk)])
-            yield buffer[: len(chunk)]
+            rows = buffer[: len(chunk) * pool_size**2]
+            pool(feature, chunk, pool_size, spatial_scale, each, rows)
+            yield rows.view(len(chunk), pool_size**2 * channels)
 
 
-def _pool_by_torchvision(feature: Tensor, rois: Tensor, pool_size: int, spatial_scale: float, out: Tensor) -> None:
-    pooled = roi_pool([feature], [rois], pool_size, spatial_scale)
-    out.copy_(pooled.permute(0, 2, 3, 1).flatten(1))
+def _pool_by_torchvision(
+    feature: Tensor, rois: Tensor, pool_size: int, spatial_scale: float, each: EachBin | None, out: Tensor
+) -> None:
+    bins = roi_pool([feature], [rois], pool_size, spatial_scale).permute(0, 2, 3, 1).flatten(0, 2)
+    out.copy_(each(bins) if each else bins)
 
 
-def _pool_by_table(feature: Tensor, rois: Tensor, pool_size: int, spatial_scale: float, out: Tensor) -> None:
+def _pool_by_table(
+    feature: Tensor, rois: Tensor, pool_size: int, spatial_scale: float, each: EachBin | None, out: Tensor
+) -> None:
     """Pool each distinct bin once, then copy it to its RoIs: of a chunk's 25,088 about a quarter differ."""
     height, width = feature.shape[1:]
     bins, levels, index = _distinct_bins(roi_cells(rois, spatial_scale), pool_size, height, width)
-    torch.index_select(_bin_maxima(feature, bins, levels), 0, index, out=out.view(-1, len(feature)))
+    maxima = _bin_maxima(feature, bins, levels)
+    torch.index_select(each(maxima).to(out.dtype) if each else maxima, 0, index, out=out)
 
 
 def _distinct_bins(

@@ -70,8 +70,12 @@ class Merge(nn.Module):
             torch.add, [F.conv2d(part, w) * _inverse_rms(part) for part, w in zip(parts, weights, strict=True)]
         )
 
+    def of_bins(self, layer: int, bins: Float[Tensor, "U c"]) -> Float[Tensor, "U C"]:
+        """What bins of one layer add to the sum over layers that `forward` gives."""
+        return F.linear(bins, self.weight.split(self.channels, dim=1)[layer]) * _inverse_rms(bins)
 
-def _inverse_rms(part: Float[Tensor, "R c P P"]) -> Float[Tensor, "R 1 P P"]:
+
+def _inverse_rms(part: Float[Tensor, "R c *bins"]) -> Float[Tensor, "R 1 *bins"]:
     """1 / the root of the mean square over channels, in float32 or better."""
     dtype = torch.promote_types(part.dtype, torch.float32)
     norm = torch.linalg.vector_norm(part, dim=1, keepdim=True, dtype=dtype)

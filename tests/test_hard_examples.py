@@ -1,3 +1,5 @@
+from itertools import combinations, product
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -92,12 +94,14 @@ def test_scores_without_a_gradient_are_those_of_training(precision):
 
 
 def test_dropout_follows_its_seed_and_no_two_chunks_share_masks():
-    model, config, batch, statistics = example((1024, 0), dropout=0.5)
-    batch.rois[0] = batch.rois[0][:1].repeat(1024, 1)  # the same features in each row of both chunks
-    features = model.features(batch.images)
+    spans = combinations(range(0, 80, 8), 2), combinations(range(0, 64, 8), 2)
+    boxes = torch.tensor([(x1, y1, x2, y2) for (x1, x2), (y1, y2) in product(*spans)]).float()
+    model, config, batch, statistics = example((len(boxes), 0), dropout=0.5)
+    batch.rois[0] = boxes  # each of other cells
+    features = [[torch.ones_like(m) for m in model.features(batch.images)[0]]]  # and all of the same features
     draw = lambda seed: model.head_without_gradient(features, batch.rois, batch.scales, seed)[0]  # noqa: E731
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
-    assert len(draw(1).unique(dim=0)) > 1000  # of 24 numbers, half of which fall out
+    assert len(boxes) == 1260 and len(draw(1).unique(dim=0)) > 1200  # of 24 numbers, half of which fall out
     first, again = (hardest_batch(model, features, batch, statistics, config) for _ in range(2))
     assert all(map(torch.equal, first.rois, again.rois)) and torch.equal(first.labels, again.labels)
 

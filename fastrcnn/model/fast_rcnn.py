@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastrcnn.config import ModelConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model import backbones
-from fastrcnn.model.roi_features import channels_first, pool_for_inference, project, roi_cells, roi_pool
+from fastrcnn.model.roi_features import channels_first, pool_for_inference, project, roi_cells, roi_pool, unique_rois
 from fastrcnn.model.score_thresholds import ScoreThresholds
 from fastrcnn.model.skip_pooling import Merge, pooled_ends
 
@@ -197,15 +197,23 @@ class FastRCNN(nn.Module):
         scales: list[float],
         dropout_seed: int | None,
     ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
-        """What head gives, for many RoIs: pooled the fast way, in chunks, each with dropout masks of its own."""
-        size, projected = self.config.pool_size, [project(b, scale) for b, scale in zip(rois, scales, strict=True)]
-        chunks = self.pool_for_inference([[m.detach() for m in maps] for maps in features], projected)
+        """What head gives, for many RoIs: pooled the fast way, in chunks, each with dropout masks of its own. RoIs that
+        share all cells are multiplied once, and so share their masks."""
+        size, distinct, index, done = self.config.pool_size, [], [], 0
+        for boxes, scale in zip(rois, scales, strict=True):
+            projected = project(boxes, scale)
+            first, inverse = unique_rois(self.cells(projected))
+            distinct.append(projected[first])
+            index.append(done + inverse)
+            done += len(first)
+        chunks = self.pool_for_inference([[m.detach() for m in maps] for maps in features], distinct)
         parts = []
         with self._reduced_precision():  # around all chunks, so that weights are brought to it once
             for i, pooled in enumerate(chunks):
                 seed = None if dropout_seed is None else dropout_seed + i
                 parts.append(self.siblings(self.fully_connected(channels_first(pooled, size), seed)))
-        scores, deltas = (torch.cat(part) for part in zip(*parts, strict=True))
+        rows = torch.cat(index)
+        scores, deltas = (torch.cat(part)[rows] for part in zip(*parts, strict=True))
         return scores, deltas
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import fastrcnn
+from fastrcnn.detect import ahead
 from fastrcnn.detect import detector as detector_module
 from fastrcnn.detect.detector import Detector
 from fastrcnn.errors import FastRCNNError
@@ -83,7 +84,7 @@ def own(weights: str, image: str, rounds: int) -> dict[str, Any]:
 
 def detection_stages(detector: Any) -> Callable[[Stages], None]:
     def install(stages: Stages) -> None:
-        stages.wrap(detector_module, "as_pixels", "decode")
+        stages.wrap(ahead, "read_image", "decode")
         stages.wrap(detector_module, "prepare_image", "scale")
         for layer in detector.model.backbone:
             stages.hook(layer, "conv")

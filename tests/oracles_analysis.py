@@ -110,16 +110,16 @@ def errors_oracle(detections, ground_truth, similar=None):
 
 
 def repaired_ap_oracle(detections, ground_truth, wrong, class_count, metric="11point", similar=None):
-    """AP of each class when errors of the kinds `wrong` are put right; None for a class without objects."""
+    """AP of each class when errors of the kinds `wrong` are fixed; None for a class without objects."""
     found, objects = matched(detections, ground_truth)
     kinds, about, missed = errors_oracle(detections, ground_truth, similar)
-    points, mended = [], set()
+    points, fixed = [], set()
     for d in found:
         kind, g = kinds[d["row"]], about[d["row"]]
         if kind not in wrong:
             points += [(d["class"], d["right"])] if d["right"] is not None else []
-        elif (kind == "localisation" or "class" in kind) and g not in mended:
-            mended.add(g)
+        elif (kind == "localisation" or "class" in kind) and g not in fixed:
+            fixed.add(g)
             points += [] if objects[g]["found"] or objects[g]["difficult"] else [(objects[g]["class"], True)]
     result = []
     for k in range(class_count):

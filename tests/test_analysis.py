@@ -8,7 +8,7 @@ from oracles_analysis import confusion_oracle, errors_oracle, image_oracle, reli
 from test_voc import BOX, FAR, HALF, LESS, detections, ground_truth, rows_of, scenes
 
 from fastrcnn.evaluate.analysis import analyse
-from fastrcnn.evaluate.image_quality import ImageQuality, surest_errors
+from fastrcnn.evaluate.image_quality import ImageQuality, most_confident_errors
 from fastrcnn.evaluate.reliability import reliability
 from fastrcnn.evaluate.sizes import OfSize, by_size
 from fastrcnn.evaluate.voc import evaluate, match
@@ -82,11 +82,11 @@ def test_best_and_worst_images():
     assert quality.best(1) == [1]
 
 
-def test_surest_errors_come_by_score_and_say_what_they_are_about():
+def test_most_confident_errors_come_by_score_and_say_what_they_are_about():
     objects = ground_truth((0, 1, BOX), (1, 2, BOX), (1, 2, FAR, True))
     found = detections((0, 1, 0.9, HALF), (0, 1, 0.6, LESS), (0, 1, 0.8, FAR), (1, 1, 0.7, BOX), (1, 2, 0.95, FAR))
     analysis = analyse(found, objects, ["cat", "chair"], 2)
-    rows = surest_errors(analysis.errors, analysis.matching, 9)
+    rows = most_confident_errors(analysis.errors, analysis.matching, 9)
     assert rows == [2, 3, 1]
     assert [analysis.errors.kinds[analysis.errors.kind[d]] for d in rows] == [
         "background",
@@ -94,7 +94,7 @@ def test_surest_errors_come_by_score_and_say_what_they_are_about():
         "localisation",
     ]
     assert analysis.errors.about[rows].tolist() == [-1, 1, 0]
-    assert surest_errors(analysis.errors, analysis.matching, 1) == [2]
+    assert most_confident_errors(analysis.errors, analysis.matching, 1) == [2]
 
 
 @pytest.mark.parametrize("metric", ["11point", "area"])

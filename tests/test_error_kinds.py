@@ -100,7 +100,7 @@ def test_duplicates_and_the_order_of_the_rules():
 
 
 def test_difficult_objects():
-    """Right class: not false at all. Near one, or of another class on one: an error, which vanishes when put right."""
+    """Right class: not false at all. Near one, or of another class on one: an error, which vanishes when fixed."""
     objects = ground_truth((0, 1, BOX, True), (1, 1, BOX), (1, 2, BOX))
     found = detections((0, 1, 0.9, BOX), (0, 1, 0.8, LESS), (0, 2, 0.7, BOX), (1, 1, 0.6, BOX), (1, 2, 0.5, BOX))
     errors = errors_of(found, objects)

@@ -17,7 +17,7 @@ from fastrcnn.drawing import write_image
 from fastrcnn.evaluate import html_report, voc
 from fastrcnn.evaluate.analysis import analyse
 from fastrcnn.evaluate.html_report import write_report
-from fastrcnn.evaluate.image_quality import surest_errors
+from fastrcnn.evaluate.image_quality import most_confident_errors
 from fastrcnn.evaluate.report_sections import Evaluated
 from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
 from fastrcnn.proposals.recall import proposal_recall
@@ -102,8 +102,8 @@ def test_pictures_are_small_and_one_that_vanished_says_so(tmp_path):
     assert sources and all(" 0." in alt and "(object)" in alt for _, alt in sources)
     picture = Image.open(io.BytesIO(base64.b64decode(sources[0][0])))
     assert picture.size == (320, 320)
-    d = surest_errors(done.analysis.errors, done.analysis.matching, 1)[0]
-    assert f"> {done.detections.scores[d]:.3f}, " in page, "the surest error"
+    d = most_confident_errors(done.analysis.errors, done.analysis.matching, 1)[0]
+    assert f"> {done.detections.scores[d]:.3f}, " in page, "the most confident error"
 
 
 @pytest.mark.parametrize(("width", "dark"), [(360, False), (1280, True)])

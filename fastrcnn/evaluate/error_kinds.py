@@ -13,14 +13,14 @@ An object that no detection found is `missed`, unless a localisation or classifi
 VOC's classes, classification is split as Hoiem et al. do (ECCV 2012, section 3): `similar class` and `other class`.
 Nobody has said which classes of other lists are similar: there it stays one kind.
 
-What a kind costs is the AP gained when it alone is put right: of the localisation or classification errors about one
+What a kind costs is the AP gained when it alone is fixed: of the localisation or classification errors about one
 unfound object, the best becomes a right detection of the object's class; all others vanish; missed objects are no
 longer asked for. A class of which all objects are missed keeps its AP of 0.
 
 Three things differ from TIDE's code. Matching is that of VOC's AP, so that the costs explain the mAP that is reported.
-An error of another kind about the same object is no rival when one kind is put right, as the paper has it. Difficult
+An error of another kind about the same object is no rival when one kind is fixed, as the paper has it. Difficult
 objects are seen as the others are: a false `cow` on a difficult horse is a classification error, which vanishes when it
-is put right, as what lies on a difficult object counts for nothing.
+is fixed, as what lies on a difficult object counts for nothing.
 
 Shapes: D detections, G objects, K classes with background, E kinds of error.
 """
@@ -37,7 +37,7 @@ from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
 from fastrcnn.evaluate.voc import Matching, average_precisions, cumulated_hits
 
 FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU
-# What putting right makes a right detection comes first, up to localisation.
+# What becomes a right detection when it is fixed comes first, up to localisation.
 UNGROUPED = ("classification", "localisation", "both", "duplicate", "background", "missed")
 GROUPED = ("similar class", "other class", *UNGROUPED[1:])
 
@@ -95,7 +95,7 @@ def find_errors(
     kind, about = _kinds(detections, ground_truth, matching, kinds, similar)
     missed = ~ground_truth.difficult
     missed[matching.object[matching.right]] = False
-    missed[about[_mendable(kinds, kind)]] = False
+    missed[about[_fixable(kinds, kind)]] = False
     count = np.array([np.bincount(detections.classes[kind == e], minlength=class_count) for e in range(len(kinds))])
     count[-1] = np.bincount(ground_truth.classes[missed], minlength=class_count)
     errors = Errors(kinds, kind, about, missed, count, np.full((len(kinds), class_count), np.nan))
@@ -134,8 +134,8 @@ def _kinds(
     return np.where(false, kind, -1), np.where(false, about, -1)
 
 
-def _mendable(kinds: tuple[str, ...], kind: Int64[np.ndarray, "D"]) -> Bool[np.ndarray, "D"]:
-    """The errors of classification and localisation: put right, they would find the object that they are about."""
+def _fixable(kinds: tuple[str, ...], kind: Int64[np.ndarray, "D"]) -> Bool[np.ndarray, "D"]:
+    """The errors of classification and localisation: fixed, they would find the object that they are about."""
     return (kind >= 0) & (kind <= kinds.index("localisation"))
 
 
@@ -147,18 +147,18 @@ def ap_without(
     matching: Matching,
     metric: str,
 ) -> Float64[np.ndarray, "K"]:
-    """AP of each class when the errors of these kinds are put right; NaN for a class without objects."""
+    """AP of each class when the errors of these kinds are fixed; NaN for a class without objects."""
     wrong = np.isin(errors.kind, [errors.kinds.index(name) for name in kinds])
     order = matching.order
     asked_for = ~ground_truth.difficult
     unfound = asked_for.copy()
     unfound[matching.object[matching.right]] = False
-    mended = order[(wrong & _mendable(errors.kinds, errors.kind))[order]]
-    mended = mended[unfound[errors.about[mended]]]
-    _, first = np.unique(errors.about[mended], return_index=True)  # the best for each object
-    mended = mended[first]
+    fixed = order[(wrong & _fixable(errors.kinds, errors.kind))[order]]
+    fixed = fixed[unfound[errors.about[fixed]]]
+    _, first = np.unique(errors.about[fixed], return_index=True)  # the best for each object
+    fixed = fixed[first]
     classes, right = detections.classes.copy(), matching.right.copy()
-    classes[mended], right[mended] = ground_truth.classes[errors.about[mended]], True
+    classes[fixed], right[fixed] = ground_truth.classes[errors.about[fixed]], True
 
     class_count = errors.count.shape[1]
     present = np.bincount(ground_truth.classes[asked_for], minlength=class_count) > 0

@@ -12,7 +12,7 @@ import torch
 import fastrcnn
 from fastrcnn import config as configs
 from fastrcnn.evaluate import report_sections as sections
-from fastrcnn.evaluate.image_quality import surest_errors
+from fastrcnn.evaluate.image_quality import most_confident_errors
 from fastrcnn.evaluate.page import element, facts, name, page, section
 from fastrcnn.evaluate.report_sections import Evaluated
 from fastrcnn.evaluate.thumbnails import Drawn, legend, thumbnail
@@ -23,7 +23,7 @@ SHOWN = 12  # pictures of each kind
 
 def write_report(path: str | Path, done: Evaluated) -> None:
     """Write the page. Raises FastRCNNError as atomic_write does."""
-    parts = [make(done) for make in (*sections.ALL, _best_and_worst, _surest_errors)]
+    parts = [make(done) for make in (*sections.ALL, _best_and_worst, _most_confident_errors)]
     content = page(f"Evaluation of {'/'.join(done.source.parts[-2:])}", _head(done), *parts)
     with atomic_write(path) as file:
         file.write(content)
@@ -69,10 +69,10 @@ def _best_and_worst(done: Evaluated) -> Element:
     return section("Best and worst pictures", *content)
 
 
-def _surest_errors(done: Evaluated) -> Element:
+def _most_confident_errors(done: Evaluated) -> Element:
     errors = done.analysis.errors
     shots = []
-    for d in surest_errors(errors, done.analysis.matching, SHOWN):
+    for d in most_confident_errors(errors, done.analysis.matching, SHOWN):
         about = errors.about[d]
         on = done.config.classes[done.objects.classes[about] - 1] if about >= 0 else ""
         label, score = done.config.classes[done.detections.classes[d] - 1], done.detections.scores[d]

@@ -1,4 +1,4 @@
-"""Which images went well, which badly, and which wrong detections the detector is surest of.
+"""Which images went well, which badly, and which wrong detections are the most confident.
 
 An image is judged by its F1 at the thresholds of the classes: 2 * right / (2 * right + false + missed), with what
 average precision counts as right and false; difficult objects and what lies on them do not count.
@@ -68,7 +68,7 @@ def image_quality(
     return ImageQuality(right, false, left)
 
 
-def surest_errors(errors: Errors, matching: Matching, count: int) -> list[int]:
+def most_confident_errors(errors: Errors, matching: Matching, count: int) -> list[int]:
     """The false detections of the highest scores, the best first; errors.kind and errors.about say what each is."""
     false = matching.order[errors.kind[matching.order] >= 0]
     return false[:count].tolist()

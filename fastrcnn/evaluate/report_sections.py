@@ -161,7 +161,7 @@ def error_kinds(done: Evaluated) -> Element:
     errors = done.analysis.errors
     text = (
         "Each wrong detection, at any score, is of one kind; so is each missed object. What a kind costs is the mAP "
-        "gained when it alone is put right (as TIDE defines it, arXiv 2008.08115); the costs do not add up to 1 - mAP."
+        "gained when it alone is fixed (as TIDE defines it, arXiv 2008.08115); the costs do not add up to 1 - mAP."
     )
     columns = [Column("kind"), Column("how many", "d"), Column("costs mAP", ".4f", bar=True), Column("what")]
     total = errors.count[:, 1:].sum(axis=1).tolist()

@@ -44,6 +44,8 @@ def sure_network(tree, path) -> Path:
     for layer in model.modules():
         if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
             layer.bias.data.normal_(std=0.1)
+    if model.merge is not None:
+        model.merge.weight.data.normal_(std=0.1)
     model.cls_score.weight.data.normal_(std=0.5)
     model.bbox_pred.weight.data.normal_(std=0.02)
     k = len(config.classes) + 1
@@ -65,7 +67,8 @@ def exported(weights):
 def pooled_by_onnx(features, rois, scale, stride):
     """The part of the exported graph from a feature map to RoI features, alone."""
     g = export.Graph()
-    g.add("Gather", export.roi_features(g, "map", stride, 7), "inverse", output="pooled")
+    (pooled,) = export.roi_features(g, ["map"], [stride], 7)
+    g.add("Gather", g.add("Flatten", pooled), "inverse", output="pooled")
     value = onnx.helper.make_tensor_value_info
     inputs = [value("map", 1, [1, None, None, None]), value("rois", 1, [None, 4]), value("scale", 11, [])]
     graph = onnx.helper.make_graph(g.nodes, "pooling", inputs, [value("pooled", 1, None)], g.weights)
@@ -108,6 +111,7 @@ CASES = {
     "trained in bfloat16": lambda tree: {**tree, "precision": "bfloat16"},
     "three scales": lambda tree: {**tree, "image": {"test_short_side": [64, 96, 128], "test_long_side": 200}},
     "mirrored and a second time": lambda tree: {**tree, "test": {"flip": True, "second_pass": 30}},
+    "skip pooling": lambda tree: {**tree, "model": {**tree["model"], "pool_layers": ["pool1", "conv3_1", "conv3_2"]}},
     "compressed": lambda tree: tree,
 }
 

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from fastrcnn.files import METADATA_KEY, atomic_write, refuse_overwrite
 from fastrcnn.images import read_image
 from fastrcnn.inputs import as_rois
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.skip_pooling import SMALLEST, Merge
 from fastrcnn.model.weights import load_model, weights_file
 from fastrcnn.proposals.selective_search import selective_search
 
@@ -87,8 +89,6 @@ def export_onnx(weights: str | Path, output: str | Path, pictures: Sequence[str 
     refuse_overwrite([weights_file(weights), *pictures], [output])
     shown = [(Path(path).stem, read_image(path)) for path in pictures] or [("made", draw_image(seed=1, i=0)[0])]
     model, config = load_model(weights, "float32")
-    if model.merge is not None:
-        raise FastRCNNError(f"{weights}: pools from several layers (model.pool_layers), which the export does not do")
     size = sum(4 * p.numel() for p in model.parameters())
     if size > LIMIT:
         raise FastRCNNError(
@@ -152,9 +152,12 @@ def onnx_model(model: FastRCNN, config: Config) -> "onnx.ModelProto":
     centred = g.add("Sub", "image", g.constant("mean", model.normalisation.mean))
     normalised = g.add("Div", centred, g.constant("std", model.normalisation.std))
     x = g.add("Unsqueeze", g.add("Transpose", normalised, perm=[2, 0, 1]), g.constant("batch", [0], "int64"))
-    x = g.layer("backbone", model.backbone, x)
-
-    x = roi_features(g, x, model.stride, model.config.pool_size)
+    maps = []
+    for start, end in pairwise([0, *model.pooled_ends]):
+        x = g.layer("backbone", model.backbone[start:end], x)
+        maps.append(x)
+    parts = roi_features(g, maps, model.strides, model.config.pool_size)
+    x = g.add("Flatten", merged(g, parts, model.merge) if model.merge else parts[0])
     for name, layer in (("fc6", model.fc6), ("fc7", model.fc7)):
         x = g.add("Relu", g.layer(name, layer, x))
     g.add("Gather", g.add("Softmax", g.layer("cls_score", model.cls_score, x)), "inverse", output="scores")
@@ -176,8 +179,8 @@ def onnx_model(model: FastRCNN, config: Config) -> "onnx.ModelProto":
     return result
 
 
-def roi_features(g: Graph, feature_map: str, stride: int, pool_size: int) -> str:
-    """Features of the distinct RoIs, one a row; the output `inverse` says which row is each RoI's.
+def roi_features(g: Graph, maps: Sequence[str], strides: Sequence[int], pool_size: int) -> list[str]:
+    """Of each map, the features [U, C, P, P] of distinct RoIs; the output `inverse` says which row is each RoI's.
 
     model/roi_features.py's project, roi_cells and unique_rois: in float64, but for the one rounding to float32.
     """
@@ -186,14 +189,31 @@ def roi_features(g: Graph, feature_map: str, stride: int, pool_size: int) -> str
     rois = g.add("Cast", "rois", to=TensorProto.DOUBLE)
     inclusive = g.add("Sub", rois, g.constant("one_pixel", [0, 0, 1, 1], "float64"))
     projected = g.add("Cast", g.add("Mul", inclusive, "scale"), to=TensorProto.FLOAT)
-    product = g.add("Mul", projected, g.constant("spatial_scale", 1 / stride))
-    product = g.add("Cast", product, to=TensorProto.DOUBLE)
-    nearest = g.add("Floor", g.add("Add", g.add("Abs", product), g.constant("half_cell", 0.5, "float64")))
-    cells = g.add("Cast", g.add("Mul", nearest, g.add("Sign", product)), to=TensorProto.FLOAT)
-    distinct = g.add("Unique", cells, axis=0, more=["first", "inverse"])
-    indexed = g.add("Pad", distinct, g.constant("batch_index", [0, 1, 0, 0], "int64"))  # column 0: image 0
-    pooled = g.add("MaxRoiPool", feature_map, indexed, pooled_shape=[pool_size] * 2, spatial_scale=1.0)
-    return g.add("Flatten", pooled)
+    half_cell, cells = g.constant("half_cell", 0.5, "float64"), []
+    for i, stride in enumerate(strides):
+        product = g.add("Mul", projected, g.constant(f"spatial_scale.{i}", 1 / stride))
+        product = g.add("Cast", product, to=TensorProto.DOUBLE)
+        nearest = g.add("Floor", g.add("Add", g.add("Abs", product), half_cell))
+        cells.append(g.add("Cast", g.add("Mul", nearest, g.add("Sign", product)), to=TensorProto.FLOAT))
+    distinct = g.add("Unique", g.add("Concat", *cells, axis=1), axis=0, more=["first", "inverse"])
+    axis, image = g.constant("cell_axis", [1], "int64"), g.constant("batch_index", [0, 1, 0, 0], "int64")
+    pooled = []
+    for i, feature_map in enumerate(maps):
+        ends = [g.constant(f"columns.{i}.{end}", [4 * i + end], "int64") for end in (0, 4)]
+        indexed = g.add("Pad", g.add("Slice", distinct, *ends, axis), image)  # column 0: image 0
+        pooled.append(g.add("MaxRoiPool", feature_map, indexed, pooled_shape=[pool_size] * 2, spatial_scale=1.0))
+    return pooled
+
+
+def merged(g: Graph, parts: Sequence[str], merge: Merge) -> str:
+    """What model/skip_pooling.py's Merge makes of the features of several layers."""
+    least, layers = g.constant("smallest_norm", SMALLEST), []
+    for i, (part, weight) in enumerate(zip(parts, merge.weight.split(merge.channels, dim=1), strict=True)):
+        norm = g.add("Max", g.add("ReduceL2", part, axes=[1], keepdims=1), least)
+        inverse_rms = g.add("Div", g.constant(f"merge.{i}.root", weight.shape[1] ** 0.5), norm)
+        convolved = g.add("Conv", part, g.constant(f"merge.{i}.weight", weight[:, :, None, None]))
+        layers.append(g.add("Mul", convolved, inverse_rms))
+    return g.add("Sum", *layers)
 
 
 def decoded(g: Graph, deltas: str, num_classes: int) -> None:

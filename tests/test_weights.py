@@ -16,7 +16,7 @@ from fastrcnn.model import weights as module
 from fastrcnn.model.backbones import NORMALISATIONS, Normalisation
 from fastrcnn.model.checkpoint_file import read_checkpoint
 from fastrcnn.model.fast_rcnn import scaled_start
-from fastrcnn.model.weights import build, initialise, load_model, save_weights, unfold_statistics
+from fastrcnn.model.weights import build, initialise, load_model, save_weights, unfold_statistics, write_start
 from fastrcnn.train.loop import train
 
 STATISTICS = TargetStatistics(torch.randn(6, 4) / 10, torch.rand(6, 4) + 0.1)
@@ -129,6 +129,22 @@ def test_fully_connected_layers_come_along_when_they_fit(tree, tmp_path):
     assert torch.equal(model.fc7.bias, tensors["classifier.3.bias"].float())
     wider = vgg_config(tree, weights=str(path), normalisation="caffe", fc_width=24)
     assert not {"fc6", "fc7"} & initialise(build(wider), wider)
+
+
+def test_a_file_to_start_from_brings_its_normalisation_and_the_layers_that_fit(saved, config, tmp_path):
+    model, path = saved
+    start = tmp_path / "start.safetensors"
+    tensors = {name: t for name, t in load_model(path)[0].state_dict().items() if name[:2] in ("ba", "fc")}
+    write_start(start, tensors, NORMALISATIONS["caffe"])
+    config.model.weights = str(start)
+    again = build(config)
+    assert initialise(again, config) == {"conv1", "conv2", "conv3_1", "conv3_2", "fc6", "fc7"}
+    assert again.normalisation == NORMALISATIONS["caffe"] != model.normalisation
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in tensors.items())
+    config.model.fc_width = 24
+    assert not {"fc6", "fc7"} & initialise(build(config), config)
+    with pytest.raises(FastRCNNError, match=r"start\.safetensors: .*to start training from"):
+        load_model(start)
 
 
 def test_torchvision_weights_are_fetched_by_name(tree, tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from fastrcnn.model.score_thresholds import ScoreThresholds
 log = logging.getLogger(__name__)
 
 FORMAT = "fastrcnn weights 1"
+START = "fastrcnn start 1"  # convolutions, fc6 and fc7 to train from, which tools/import_weights.py writes
 WEIGHTS = "model.safetensors"  # in a run's folder, at its end
 BEST = "best.safetensors"  # there too, by train.eval_every
 PICKLES = (".pth", ".pt", ".pkl", ".ckpt", ".bin")
@@ -63,8 +64,10 @@ def initialise(model: FastRCNN, config: Config) -> set[str]:
     path, tensors, metadata = read_network(name)
     if metadata.get("format") == FORMAT:
         return load_own_run(model, tensors, metadata, config, str(path))
+    if metadata.get("format") == START:
+        return load_start(model, tensors, stated or _normalisation(metadata, name), name)
     if "features.0.weight" not in tensors:
-        raise FastRCNNError(f"model.weights: {_other_file(path, tensors)}; name a weights file or a run's folder")
+        raise FastRCNNError(f"model.weights: {_other_file(path, tensors, metadata)}")
     if stated is None:
         raise FastRCNNError(
             f"{name}: does not say how pixels are normalised; set model.normalisation to caffe (mean subtracted, no "
@@ -89,30 +92,34 @@ def _torchvision_weights(name: str) -> tuple[dict[str, Tensor], Normalisation]:
     return dict(tensors), Normalisation(mean, std)
 
 
-# Where torchvision's vgg16 keeps fc6 and fc7.
-TORCHVISION_FC = {"fc6": "classifier.0", "fc7": "classifier.3"}
-
-
 def load_torchvision(
     model: FastRCNN, tensors: dict[str, Tensor], normalisation: Normalisation, source: str
 ) -> set[str]:
-    """Take over weights with torchvision's keys; returns the names of the layers loaded.
+    """Take over weights of VGG16 with torchvision's keys, as load_start does those with ours."""
+    layers = enumerate(backbones.vgg16().named_children())
+    ours = {f"features.{i}": f"backbone.{name}" for i, (name, layer) in layers if isinstance(layer, nn.Conv2d)}
+    ours |= {"classifier.0": "fc6", "classifier.3": "fc7"}
+    named = {f"{ours[key]}.{part}": tensors.get(f"{key}.{part}") for key in ours for part in ("weight", "bias")}
+    found = {name: tensor for name, tensor in named.items() if tensor is not None}
+    return load_start(model, found, normalisation, source)
+
+
+def load_start(model: FastRCNN, tensors: dict[str, Tensor], normalisation: Normalisation, source: str) -> set[str]:
+    """Take over an ImageNet network; returns the names of the layers loaded.
 
     IMAGENET1K_FEATURES has no fc layers, or NaN in their place. Raises FastRCNNError for convolutions that do not fit.
     """
     model.normalisation = normalisation
-    positions = [i for i, layer in enumerate(backbones.vgg16()) if isinstance(layer, nn.Conv2d)]
-    loaded = _copy_backbone(model, tensors, [f"features.{i}" for i in positions], source)
-    keys = {name: f"{key}.weight" for name, key in TORCHVISION_FC.items()}
-    weights = {name: tensors[key] for name, key in keys.items() if key in tensors}
-    if len(weights) < len(keys) or not all(torch.isfinite(weight).all() for weight in weights.values()):
+    loaded = _copy_backbone(model, tensors, [f"backbone.{name}" for name, _ in _convolutions(model)], source)
+    weights = {name: tensors[f"{name}.weight"] for name in ("fc6", "fc7") if f"{name}.weight" in tensors}
+    if len(weights) < 2 or not all(torch.isfinite(weight).all() for weight in weights.values()):
         return loaded
     if any(weight.shape != getattr(model, name).weight.shape for name, weight in weights.items()):
         log.warning("%s: fc6 and fc7 are of another size than model.fc_width asks for; they start at random", source)
         return loaded
-    for name, key in TORCHVISION_FC.items():
-        _copy(getattr(model, name), tensors, key, source)
-    return loaded | set(TORCHVISION_FC)
+    for name in weights:
+        _copy(getattr(model, name), tensors, name, source)
+    return loaded | set(weights)
 
 
 def load_own_run(
@@ -217,6 +224,11 @@ def write_model(
     write_tensors(path, tensors, _metadata(config, normalisation, feature_scale))
 
 
+def write_start(path: str | Path, tensors: dict[str, Tensor], normalisation: Normalisation) -> None:
+    """Write layers for load_start: convolutions as backbone.conv1_1.weight, fc6.weight, fc7.weight, each with a bias."""
+    write_tensors(path, tensors, _metadata({}, normalisation, 1.0) | {"format": START})
+
+
 def _metadata(config: dict[str, Any], normalisation: Normalisation, feature_scale: float) -> dict[str, Any]:
     pixels = {"mean": normalisation.mean, "deviation": normalisation.std}  # deviation: the key of old files
     return {"format": FORMAT, "config": config, "normalisation": pixels, "feature_scale": feature_scale}
@@ -258,13 +270,12 @@ def read_network(path: str | Path) -> tuple[Path, dict[str, Tensor], dict[str, A
     return path, tensors, metadata
 
 
-def _other_file(path: Path, tensors: dict[str, Tensor]) -> str:
-    """What a safetensors file is that holds no network of ours."""
-    if "features.0.weight" in tensors:
-        return f"{path}: holds weights to start training from, with torchvision's keys"
-    if "boxes" in tensors:
-        return f"{path}: holds proposals"
-    return f"{path}: is not a weights file of this program"
+def _other_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
+    """What a safetensors file is that holds no network of ours, and what to do."""
+    if metadata.get("format") == START or "features.0.weight" in tensors:
+        return f"{path}: holds weights to start training from; name it as model.weights of a configuration and train"
+    what = "holds proposals" if "boxes" in tensors else "is not a weights file of this program"
+    return f"{path}: {what}; name a weights file of tools/train.py or a run's folder"
 
 
 def load_model(path: str | Path, precision: str | None = None) -> tuple[FastRCNN, Config]:
@@ -275,12 +286,7 @@ def load_model(path: str | Path, precision: str | None = None) -> tuple[FastRCNN
     """
     path, tensors, metadata = read_network(path)
     if metadata.get("format") != FORMAT:
-        remedy = (
-            "name it as model.weights of a configuration and train"
-            if "features.0.weight" in tensors
-            else ("tools/train.py writes the files that this needs")
-        )
-        raise FastRCNNError(f"{_other_file(path, tensors)}; {remedy}")
+        raise FastRCNNError(_other_file(path, tensors, metadata))
     config, normalisation = _header(metadata, str(path))
     try:
         with torch.device("meta"):  # no random start that would be thrown away
@@ -313,17 +319,23 @@ def _described(tensor: tuple[list[int], torch.dtype] | None) -> str:
 
 def _header(metadata: dict[str, Any], path: str) -> tuple[Config, Normalisation]:
     try:
-        config = configs.from_dict(metadata["config"], source=path)
+        config, scale = configs.from_dict(metadata["config"], source=path), float(metadata["feature_scale"])
+        if not 0 < scale < math.inf:
+            raise ValueError("feature_scale out of range")
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
+        raise FastRCNNError(f"{path}: its metadata is damaged ({e!r}); make or fetch the file again") from None
+    return config, _normalisation(metadata, path)
+
+
+def _normalisation(metadata: dict[str, Any], path: str) -> Normalisation:
+    try:
         pixels = metadata["normalisation"]
         mean, std = ((float(r), float(g), float(b)) for r, g, b in (pixels["mean"], pixels["deviation"]))
-        scale = float(metadata["feature_scale"])
-        if not all(map(math.isfinite, [*mean, *std, scale])):
-            raise ValueError("normalisation is not finite")
-        if min(std) <= 0 or scale <= 0:
+        if not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
             raise ValueError("normalisation out of range")
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise FastRCNNError(f"{path}: its metadata is damaged ({e!r}); make or fetch the file again") from None
-    return config, Normalisation(mean, std)
+    return Normalisation(mean, std)
 
 
 def _score_thresholds(metadata: dict[str, Any], path: Path) -> ScoreThresholds | None:

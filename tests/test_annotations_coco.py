@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_annotations import CLASSES, expect_error
 from oracles_mutations import altered, fuzzing, mutated
 from PIL import Image
 
@@ -13,7 +14,6 @@ from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 
-CLASSES = ["Cat", "dog"]
 TREE = {
     "images": [
         {"id": 0, "file_name": "b.jpg", "width": 40, "height": 30},
@@ -56,13 +56,6 @@ def annotated(*annotations):
 
 def read(dataset, problems=None, classes=CLASSES, **data):
     return read_data_sets([dataset], DataConfig(**data), classes, problems)
-
-
-def expect_error(call, *words):
-    with pytest.raises(FastRCNNError) as error:
-        call()
-    for word in words:
-        assert str(word) in str(error.value)
 
 
 def kinds(problems):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_annotations import CLASSES, expect_error
 from oracles_mutations import fuzzing, mutated
 from PIL import Image
 
@@ -12,7 +13,6 @@ from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 
-CLASSES = ["Cat", "dog"]
 W, H = 40, 20
 
 
@@ -43,13 +43,6 @@ def read(dataset, problems=None, classes=CLASSES, **data):
     return read_data_sets([dataset], DataConfig(**data), classes, problems)
 
 
-def expect_error(call, *words):
-    with pytest.raises(FastRCNNError) as error:
-        call()
-    for word in words:
-        assert str(word) in str(error.value)
-
-
 def kinds(problems):
     return [(p.kind, p.outcome) for p in problems]
 
@@ -77,7 +70,7 @@ def test_polygons_and_turned_boxes_give_the_box_around_them(tmp_path, line):
     problems = []
     (record,) = read(one(tmp_path, f"{line}\n{line}\n1 0.5 0.5 0.5 0.5\n"), problems)
     np.testing.assert_allclose(record.boxes, [[4, 4, 20, 18]] * 2 + [[10, 5, 30, 15]], rtol=1e-6)
-    assert kinds(problems) == [("polygon", "noted")] and "2 lines" in str(problems[0])
+    assert kinds(problems) == [("polygon", "noted")] and "2 objects" in str(problems[0])
 
 
 def test_key_points_behind_the_box_are_not_a_polygon(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastrcnn.annotations.problems import Problem
+from fastrcnn.annotations.problems import Problem, refuse_errors
 from fastrcnn.annotations.records import Stated, make_record
 from fastrcnn.config import Config, DetectionConfig
 from fastrcnn.data.check_labels import (
@@ -17,7 +17,6 @@ from fastrcnn.data.check_labels import (
     nothing_labelled,
     other_names,
     other_origin,
-    refuse_errors,
 )
 from fastrcnn.errors import FastRCNNError
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastrcnn import config as configs
-from fastrcnn.annotations.frames import UNKNOWN, turn_box
+from fastrcnn.annotations.objects import UNKNOWN, turn_box
 from fastrcnn.annotations.read import read_data_set
 from fastrcnn.annotations.records import class_index
 from fastrcnn.config import Config

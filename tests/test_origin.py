@@ -2,7 +2,7 @@ from xml.etree.ElementTree import fromstring
 
 import pytest
 
-from fastrcnn.annotations.origin import origins
+from fastrcnn.annotations.voc_xml import origins
 
 SOURCES = {
     "<source><database>The VOC2007 Database</database><annotation>PASCAL VOC2007</annotation></source>": (1, "PASCAL"),

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastrcnn.annotations.folders import files_below
-from fastrcnn.annotations.pictures import Pictures
+from fastrcnn.annotations.folders import Pictures, files_below
 from fastrcnn.errors import FastRCNNError
 
 

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastrcnn.annotations.read import image_paths, read_data_set, read_data_sets
+from fastrcnn.annotations.read import image_paths, part_of, read_data_set, read_data_sets
 from fastrcnn.annotations.records import class_index
-from fastrcnn.annotations.splits import part_of
 from fastrcnn.config_data import DataConfig, DataSetConfig, SplitConfig
 from fastrcnn.errors import FastRCNNError
 

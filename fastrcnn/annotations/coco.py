@@ -14,13 +14,10 @@ from typing import Any
 import numpy as np
 
 from fastrcnn.annotations.coco_file import CocoFile, Entry, id_key, read_coco_file
-from fastrcnn.annotations.folders import image_id, is_picture
-from fastrcnn.annotations.frames import turn_box, turn_to_apply
-from fastrcnn.annotations.objects import check_box, check_class, no_box, read_size, unreadable
-from fastrcnn.annotations.pictures import Pictures
-from fastrcnn.annotations.problems import Outcome, Problem, of_class
-from fastrcnn.annotations.records import Box, ImageRecord, Object, make_record
-from fastrcnn.annotations.splits import Found, Listing, Source
+from fastrcnn.annotations.folders import Pictures, image_id, is_picture
+from fastrcnn.annotations.objects import ObjectReader, read_size, turn_box, unreadable
+from fastrcnn.annotations.problems import Problem
+from fastrcnn.annotations.records import Box, Found, ImageRecord, Listing, Source
 from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import atomic_write
@@ -115,61 +112,34 @@ def _read_image(
     size, problems = read_size(path, data)
     if size is None:
         return None, problems
-    turn, unknown = turn_to_apply(path, size, entry.size, data, file.path, f"image {entry.name}")
-    if unknown:
-        return make_record(record_id, path, *size, [], file.path), unknown
-    lies = data.boxes_drawn_on is not None and entry.size == size[::-1]
-    if entry.size not in (size, (None, None)) and not lies:
-        stated = " x ".join(f"{side!r:.20}" for side in entry.size)
-        text = f"its size is {stated} here, the upright image has {size[0]} x {size[1]}; the image's is used"
-        problems.append(Problem("size differs", file.path, f"image {entry.name}", text, "noted"))
-    objects: list[Object] = []
-    enclosing = 0
-    for annotation in entry.annotations:
-        where = f"annotation {annotation.get('id')!s:.60} of image {entry.name}"
-        found, new = _read_object(annotation, where, size, turn, file, data, index)
-        objects += [found] if found else []
-        problems += new
-        enclosing += bool(found) and not annotation.get("bbox")
-    if enclosing:
-        text = f"{enclosing} objects have a polygon and no bbox: the boxes around the polygons are taken"
-        problems.append(Problem("polygon", file.path, f"image {entry.name}", text, "noted"))
-    return make_record(record_id, path, *size, objects, file.path), problems
+    reader, image = ObjectReader(file.path, size, data, index), f"image {entry.name}"
+    if reader.fits(path, entry.size, image):
+        for annotation in entry.annotations:
+            reader.begin(f"annotation {annotation.get('id')!s:.60} of {image}")
+            _read_object(reader, annotation, file.names)
+    return reader.record(record_id, path, image)
 
 
-def _read_object(
-    annotation: dict[str, Any],
-    where: str,
-    size: tuple[int, int],
-    turn: int,
-    file: CocoFile,
-    data: DataConfig,
-    index: dict[str, int],
-) -> tuple[Object | None, list[Problem]]:
+def _read_object(reader: ObjectReader, annotation: dict[str, Any], names: dict[str, str]) -> None:
     category = id_key(annotation.get("category_id"))
-    if category not in file.names:
-        outcome: Outcome = "ignored" if data.on_unknown_class == "ignore" else "error"
+    if category not in names:
         text = f"its category_id {annotation.get('category_id')!r:.60} is not among the categories; add it there"
-        return None, [Problem("unknown category", file.path, where, text, outcome)]
-    label, problems = check_class(file.names[category], index, file.path, where, data)
-    if label is None:
-        return None, problems
+        reader.found("unknown category", text, "ignored" if reader.data.on_unknown_class == "ignore" else "error")
+        return
+    if not reader.has_class(names[category]):
+        return
     crowd = annotation.get("iscrowd") or 0
     if crowd not in (0, 1):
-        return None, [Problem("bad iscrowd", file.path, where, f"its iscrowd is {crowd!r:.60}; write 0 or 1")]
-    bbox = annotation.get("bbox")
-    if bbox is None or bbox == []:
-        box = _enclosing(annotation.get("segmentation"))
-        if box is None:
-            has = "a mask (RLE)" if isinstance(annotation.get("segmentation"), dict) else "no polygon either"
-            missing = no_box("box missing", f"it has no bbox, and {has}", file.path, where, data)
-            return None, of_class([missing], file.names[category])
-    else:
-        box = _half_open(bbox)
-    good, problems = check_box(
-        turn_box(box, turn, size), f"{bbox or 'around its polygon'!s:.80}", size, file.path, where, data
-    )
-    return None if good is None else (good, label, bool(crowd)), of_class(problems, file.names[category])
+        reader.found("bad iscrowd", f"its iscrowd is {crowd!r:.60}; write 0 or 1")
+        return
+    bbox, segmentation = annotation.get("bbox") or None, annotation.get("segmentation")
+    box = _enclosing(segmentation) if bbox is None else _half_open(bbox)
+    if box is None:
+        has = "a mask (RLE)" if isinstance(segmentation, dict) else "no polygon either"
+        reader.no_box("box missing", f"it has no bbox, and {has}")
+        return
+    shown = f"{bbox or 'around its polygon'!s:.80}"
+    reader.add(turn_box(box, reader.turn, reader.size), shown, bool(crowd), polygon=bbox is None)
 
 
 def _half_open(bbox: Any) -> Box:

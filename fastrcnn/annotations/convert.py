@@ -15,6 +15,7 @@ from fastrcnn.config import Config
 from fastrcnn.config_data import PARTS, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 
+# Each writes records of objects below a folder, and returns the folder in it where the pictures belong.
 WRITERS: dict[str, Callable[[Sequence[ImageRecord], Sequence[str], Path, str], Path]] = {
     "voc": write_voc,
     "coco": write_coco,

@@ -4,19 +4,20 @@ list_files lists and reads both layouts; see read.py for what every format gives
 of other pictures are counted, and may serve another set.
 """
 
+import logging
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from fastrcnn.annotations.download import download_voc
 from fastrcnn.annotations.folders import OTHER_PICTURES, files_below, image_id, is_picture, kinds, suffix
 from fastrcnn.annotations.matching import ListedNames, agree, match_annotations, read_lines
-from fastrcnn.annotations.objects import read_size, unlabelled, unreadable
+from fastrcnn.annotations.objects import ObjectReader, read_size, unlabelled, unreadable
 from fastrcnn.annotations.problems import Problem
-from fastrcnn.annotations.records import make_record
-from fastrcnn.annotations.splits import Found, Listing, Source
+from fastrcnn.annotations.records import Found, Listing, Source, make_record
 from fastrcnn.annotations.voc_xml import read_objects
 from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
@@ -217,11 +218,12 @@ def _read_listed(listed: ListedImage, layout: Layout, data: DataConfig, index: d
         usual: Literal["error", "empty"] = "error" if layout.voc else "empty"
         return unlabelled(record, f"no {listed.id}.xml in {layout.annotations}", data, usual)
     try:
-        objects, stated, problems = read_objects(listed.annotation, path, size, data, index)
+        reader = ObjectReader(listed.annotation, size, data, index)
+        stated = read_objects(reader, path)
     except FastRCNNError as e:
         text = str(e).removeprefix(f"{listed.annotation}: ")
         return None, [Problem("unreadable annotation", listed.annotation, None, text)]
-    return make_record(listed.id, path, *size, objects, listed.annotation, stated), problems
+    return reader.record(listed.id, path, stated=stated)
 
 
 def _check_files(listed: ListedImage, layout: Layout) -> Problem | None:
@@ -243,3 +245,40 @@ def _check_files(listed: ListedImage, layout: Layout) -> Problem | None:
         )
         return Problem("duplicate id", listed.images[0], None, text)
     return None
+
+
+# ---- VOC from the web
+
+
+log = logging.getLogger(__name__)
+
+
+def download_voc(root: Path, split: str) -> None:
+    """Fetch a year of VOC through torchvision and leave it at `root`, whose name says which: VOC2007, VOC2012, ...
+
+    Raises FastRCNNError when the name is no year, the archive cannot be had, or it cannot be written.
+    """
+    match = re.fullmatch(r"VOC(20\d\d)", root.name)
+    if not match:
+        raise FastRCNNError(f"{root}: download needs a root named after its year, such as data/VOCdevkit/VOC2007")
+    from torchvision.datasets import VOCDetection  # late: it takes a second to import
+
+    # Both archives of 2007 hold the folder VOCdevkit/VOC2007: unpack aside, then move. The lists go last, so that a
+    # list which is there means that its images are.
+    aside = root.parent / f"{root.name}.download"
+    image_set = "test" if split.endswith("test") else "trainval"
+    log.info("%s: downloading VOC %s %s", root, match[1], image_set)
+    try:
+        aside.mkdir(parents=True, exist_ok=True)
+        VOCDetection(str(aside), year=match[1], image_set=image_set, download=True)
+        unpacked = next(aside.rglob(root.name))
+        files = [path for path in unpacked.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: "ImageSets" in path.parts):
+            target = root / path.relative_to(unpacked)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+        shutil.rmtree(aside)
+    except (OSError, RuntimeError, ValueError, StopIteration) as e:
+        raise FastRCNNError(
+            f"{root}: VOC {match[1]} {image_set} cannot be downloaded: {e}; unpack the archive here yourself"
+        ) from e

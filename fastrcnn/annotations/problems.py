@@ -2,10 +2,12 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from fastrcnn.errors import FastRCNNError
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +31,6 @@ class Problem:
         return sentence.encode("utf-8", "backslashreplace").decode()  # a name that is not UTF-8 would not print
 
 
-def of_class(problems: Sequence[Problem], class_name: str) -> list[Problem]:
-    """The problems of an object that its file gives this class."""
-    return [replace(problem, class_name=class_name) for problem in problems]
-
-
 def duplicate_id_problem(image_id: str, path: Path, first: Path) -> Problem:
     """The image `path` has the id of the image `first`."""
     if path.resolve() == first.resolve():
@@ -41,6 +38,13 @@ def duplicate_id_problem(image_id: str, path: Path, first: Path) -> Problem:
     else:
         text = f"its id {image_id} is that of {first}, read before; take one of the two out of its list"
     return Problem("duplicate id", path, None, text)
+
+
+def refuse_errors(problems: Iterable[Problem]) -> None:
+    """Raises FastRCNNError for the first problem that is an error."""
+    for problem in problems:
+        if problem.outcome == "error":
+            raise FastRCNNError(str(problem))
 
 
 def log_problems(problems: Sequence[Problem]) -> None:

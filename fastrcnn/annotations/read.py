@@ -7,22 +7,25 @@ format is a module with such a function beside coco.py, and a line in FORMATS. W
 whether a class is in the list, and what becomes of a bad box or an unreadable image.
 """
 
+import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 from tqdm import tqdm
 
 from fastrcnn.annotations.coco import list_coco
-from fastrcnn.annotations.ids import distinct_ids
+from fastrcnn.annotations.folders import image_id
 from fastrcnn.annotations.layouts import list_files
-from fastrcnn.annotations.problems import Problem, log_problems
+from fastrcnn.annotations.problems import Problem, duplicate_id_problem, log_problems, refuse_errors
 from fastrcnn.annotations.recognise import recognise
-from fastrcnn.annotations.records import ImageRecord, class_index
-from fastrcnn.annotations.splits import Found, Listing, choose
+from fastrcnn.annotations.records import Found, ImageRecord, Listing, Source, class_index
 from fastrcnn.annotations.yolo import list_yolo
-from fastrcnn.config_data import DataConfig, DataSetConfig
+from fastrcnn.config_data import DataConfig, DataSetConfig, SplitConfig
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import file_digest
 
 FORMATS: dict[str, Callable[[DataSetConfig, DataConfig, dict[str, int]], Listing]] = {
     "voc": list_files,
@@ -48,7 +51,7 @@ def read_each_data_set(
     classes: Sequence[str],
     problems: list[Problem] | None = None,
 ) -> list[list[ImageRecord]]:
-    """The images of each data set, in the order of its list; ids are distinct over all (ids.py).
+    """The images of each data set, in the order of its list; ids are distinct over all (distinct_ids).
 
     Reads each annotation and each image's header. What was clipped, skipped, ignored or noted is logged by kind and
     appended to `problems`. Raises FastRCNNError for the first thing that is an error under `data`, for an image that is
@@ -59,11 +62,11 @@ def read_each_data_set(
     for dataset in datasets:
         sets.append([])
         for record, new in read_data_set(dataset, data, class_index(classes)):
-            _raise_first_error(new)
+            refuse_errors(new)
             found += new
             sets[-1] += [record] if record is not None else []
     sets, new = distinct_ids(datasets, sets)
-    _raise_first_error(new)
+    refuse_errors(new)
     found += new
     log_problems(found)
     if problems is not None:
@@ -72,12 +75,6 @@ def read_each_data_set(
         names = ", ".join(dataset.label for dataset in datasets)
         raise FastRCNNError(f"{names or 'the list of data sets'}: holds no images; check the root and the split")
     return sets
-
-
-def _raise_first_error(problems: Sequence[Problem]) -> None:
-    for problem in problems:
-        if problem.outcome == "error":
-            raise FastRCNNError(str(problem))
 
 
 def read_data_set(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) -> Iterator[Found]:
@@ -103,12 +100,86 @@ def read_data_set(dataset: DataSetConfig, data: DataConfig, index: dict[str, int
         images += 1
         labelled += record is not None and record.annotation is not None
     if images and not labelled and (other := recognise(root, dataset.format)):
-        yield (
-            None,
-            [Problem("another format", root, None, f"no annotation of this format belongs to a picture; {other}")],
-        )
+        text = f"no annotation of this format belongs to a picture; {other}"
+        yield None, [Problem("another format", root, None, text)]
 
 
 def image_paths(dataset: DataSetConfig, data: DataConfig) -> list[Path]:
     """The image files of a data set, without opening any. Raises FastRCNNError as read_data_set does."""
     return [source.path for source in choose(FORMATS[dataset.format](dataset, data, {}).sources, dataset, data)]
+
+
+def distinct_ids(
+    datasets: Sequence[DataSetConfig], sets: Sequence[Sequence[ImageRecord]]
+) -> tuple[list[list[ImageRecord]], list[Problem]]:
+    """The records of each data set, no id twice, and what was found.
+
+    Where sets have different files under one id, the part in which their roots differ is put before their ids:
+    d1/frame_0001 and d2/frame_0001. A file that is listed twice stays once, and is an error.
+    """
+    holders: dict[str, list[tuple[int, ImageRecord]]] = defaultdict(list)
+    for i, records in enumerate(sets):
+        for record in records:
+            holders[record.id].append((i, record))
+    clashes = [some for some in holders.values() if len(some) > 1 and len({r.path.resolve() for _, r in some}) > 1]
+    prefixes = _prefixes([Path(d.root) for d in datasets], sorted({i for some in clashes for i, _ in some}))
+    problems = []
+    if prefixes:
+        some = ", ".join(f"{prefix}{clashes[0][0][1].id}" for prefix in prefixes.values())
+        text = f"{len(clashes)} names of its images are those of others; ids get the folder before them ({some})"
+        problems.append(Problem("same names", Path(datasets[min(prefixes)].root), None, text, "noted"))
+    seen: dict[str, ImageRecord] = {}
+    distinct: list[list[ImageRecord]] = []
+    for i, records in enumerate(sets):
+        distinct.append([])
+        for record in records:
+            new = replace(record, id=prefixes[i] + record.id) if i in prefixes else record
+            first = seen.setdefault(new.id, new)
+            if first is new:
+                distinct[i].append(new)
+            else:
+                problems.append(duplicate_id_problem(new.id, new.path, first.path))
+    return distinct, problems
+
+
+def _prefixes(roots: Sequence[Path], chosen: Sequence[int]) -> dict[int, str]:
+    """The part in which the chosen roots differ, with a slash behind it: what they share at both ends is left out."""
+    parts = {i: list(roots[i].resolve().parts) for i in chosen}
+    if len({tuple(part) for part in parts.values()}) < 2:
+        return {}
+    for end in (0, -1):
+        # A root that lies in another keeps one part.
+        while min(map(len, parts.values())) > 1 and len({part[end] for part in parts.values()}) == 1:
+            for part in parts.values():
+                del part[end]
+    return {i: image_id("/".join(part)) + "/" for i, part in parts.items()}
+
+
+def choose(sources: list[Source], dataset: DataSetConfig, data: DataConfig) -> list[Source]:
+    """Those of the part that `split` asks for, if it asks for a share; of these the first data.limit.
+
+    {part: train, of: [0.8, 0.2], seed: 0} decides for each picture on its own, by a hash of what its file holds: added
+    or renamed pictures move no other one, and equal pictures are in the same part. The shares are met on average.
+    Raises FastRCNNError when the part is empty.
+    """
+    split = dataset.split
+    if isinstance(split, SplitConfig) and sources:
+        every = len(sources)
+        sources = [source for source in sources if part_of(source.path, split) == split.part]
+        if not sources:
+            raise FastRCNNError(
+                f"{dataset.label}: none of its {every} images is in this part; choose larger shares or another seed"
+            )
+    return sources[: data.limit]
+
+
+def part_of(path: Path, split: SplitConfig) -> str:
+    """The part a picture is in. One that cannot be read is put in a part by its name."""
+    try:
+        content = file_digest(path)
+    except OSError:
+        content = path.name.encode(errors="surrogateescape")
+    digest = hashlib.blake2b(content, digest_size=8, key=str(split.seed).encode()).digest()
+    position = int.from_bytes(digest, "big") / 2**64
+    ends = zip(split.parts, accumulate(split.parts.values()), strict=True)
+    return next((part for part, end in ends if position < end), list(split.parts)[-1])

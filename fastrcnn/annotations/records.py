@@ -1,12 +1,13 @@
 """One image with its objects: what the readers of all formats give, and all that the rest of the package sees."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
+from fastrcnn.annotations.problems import Problem
 from fastrcnn.config_data import DataConfig
 from fastrcnn.detections import plain_name
 from fastrcnn.errors import FastRCNNError
@@ -55,6 +56,25 @@ def make_record(
     classes = np.array([number for _, number, _ in objects], np.int64)
     difficult = np.array([flag for _, _, flag in objects], bool)
     return ImageRecord(image_id, path, width, height, boxes, classes, difficult, annotation, stated=stated)
+
+
+Found = tuple[ImageRecord | None, list[Problem]]  # no record: a file of the image is missing or unreadable
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image of a data set, not yet read."""
+
+    path: Path  # where its picture is, or should be
+    read: Callable[[], Found]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a data set in its order, and what is wrong with the set as a whole."""
+
+    sources: list[Source]
+    problems: list[Problem]
 
 
 def class_index(classes: Sequence[str]) -> dict[str, int]:

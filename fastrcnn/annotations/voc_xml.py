@@ -15,14 +15,11 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from fastrcnn.annotations.frames import turn_box, turn_to_apply
-from fastrcnn.annotations.objects import check_box, check_class
-from fastrcnn.annotations.origin import origins
-from fastrcnn.annotations.problems import Problem, of_class
-from fastrcnn.annotations.records import Box, ImageRecord, Object, Stated
+from fastrcnn.annotations.objects import ObjectReader, turn_box
+from fastrcnn.annotations.problems import Problem
+from fastrcnn.annotations.records import Box, ImageRecord, Stated
 from fastrcnn.annotations.writing import file_of, shortest, write_text
 from fastrcnn.annotations.xml_tree import read_annotation
-from fastrcnn.config_data import DataConfig
 from fastrcnn.errors import FastRCNNError
 
 # What other tools draw in place of a <bndbox>, and how their boxes are had.
@@ -43,32 +40,27 @@ OTHER_SHAPES = {
 FLAGS = {"": False, "0": False, "1": True, "false": False, "true": True, "unspecified": False}  # Unspecified: VOC2007
 
 
-def read_objects(
-    path: Path, picture: Path, size: tuple[int, int], data: DataConfig, index: dict[str, int]
-) -> tuple[list[Object], Stated, list[Problem]]:
-    """The objects of one file for an image whose upright `size` is (width, height), and what is wrong with it.
+def read_objects(reader: ObjectReader, picture: Path) -> Stated:
+    """Read the objects in the reader's file, an XML file, of this picture; what else the file says.
 
-    `index` is class_index's. Raises FastRCNNError for a file that is no annotation.
+    Raises FastRCNNError for a file that is no annotation.
     """
-    root, guessed = read_annotation(path, index)
-    turn, unknown = turn_to_apply(picture, size, _stated_size(root), data, path, "its boxes")
+    path = reader.file
+    root, guessed = read_annotation(path, reader.index)
     stated = Stated((root.findtext("filename") or "").strip(), tuple(origins(root)))
-    if unknown:
-        return [], stated, unknown
-    problems = _check_size(root, path, size, data)
+    if not reader.fits(picture, _stated_size(root)):
+        return stated
     if guessed:
         text = f"does not state its encoding: read as {guessed}, the only one that gives class names; save it as UTF-8"
-        problems.append(Problem("encoding guessed", path, None, text, "noted"))
+        reader.problems.append(Problem("encoding guessed", path, None, text, "noted"))
     elements = root.findall("object")
     if len(elements) != sum(1 for _ in root.iter("object")):
         elements = list(_outermost(root))
-        problems += _check_depth(root, elements, path)
-    objects: list[Object] = []
+        reader.problems += _check_depth(root, elements, path)
     for number, element in enumerate(elements, start=1):
-        found, new = _read_object(element, number, path, size, turn, data, index)
-        objects += [found] if found else []
-        problems += new
-    return objects, stated, problems
+        reader.begin(number)
+        _read_object(reader, element)
+    return stated
 
 
 def _outermost(parent: Element) -> Iterator[Element]:
@@ -94,76 +86,52 @@ def _check_depth(root: Element, elements: list[Element], path: Path) -> list[Pro
     return problems
 
 
-def _stated_size(root: Element) -> tuple[int | None, int | None]:
+def _stated_size(root: Element) -> tuple[int | str | None, int | str | None]:
+    """(width, height), None for what is not stated."""
     width, height = ((root.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
-    return int(width) if width.isdecimal() else None, int(height) if height.isdecimal() else None
+    return int(width) if width.isdecimal() else width or None, int(height) if height.isdecimal() else height or None
 
 
-def _check_size(root: Element, path: Path, size: tuple[int, int], data: DataConfig) -> list[Problem]:
-    stated = tuple((root.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
-    actual = tuple(map(str, size))
-    if stated in (("", ""), actual) or (data.boxes_drawn_on and stated == actual[::-1]):
-        return []
-    text = f"<size> says {' x '.join(stated)}, the upright image has {' x '.join(actual)}; the image's is used"
-    if stated == actual[::-1]:
-        text += " (look at one: was the picture turned after it was labelled?)"
-    return [Problem("size differs", path, None, text, "noted")]
-
-
-def _read_object(
-    element: Element,
-    number: int,
-    path: Path,
-    size: tuple[int, int],
-    turn: int,
-    data: DataConfig,
-    index: dict[str, int],
-) -> tuple[Object | None, list[Problem]]:
-    """An <object>, or None if it is left out, and what is wrong with it."""
+def _read_object(reader: ObjectReader, element: Element) -> None:
+    """An <object>: it is kept, or left out with what is wrong with it."""
     name = (element.findtext("name") or "").strip()
     if not name:
-        text, ignored = "has no class: its <name> is empty or missing", data.on_unknown_class == "ignore"
+        text, ignored = "has no class: its <name> is empty or missing", reader.data.on_unknown_class == "ignore"
         text += "" if ignored else "; write one of classes there, or set data.on_unknown_class: ignore"
-        return None, [Problem("no class name", path, number, text, "ignored" if ignored else "error")]
-    label, problems = check_class(name, index, path, number, data)
-    if label is None:
-        return None, problems
+        reader.found("no class name", text, "ignored" if ignored else "error")
+        return
+    if not reader.has_class(name):
+        return
     flag = (element.findtext("difficult") or "").strip().lower()
     if flag not in FLAGS:
-        return None, [Problem("bad <difficult>", path, number, f"its <difficult> is {flag!r}; write 0 or 1")]
-    sides = _sides(element)
-    problem = _check_shape(element, sides, size, data, path, number)
-    if problem is not None:
-        return None, of_class([problem], name)
-    box = turn_box(_half_open(sides, data.xml_origin), turn, size)
+        reader.found("bad <difficult>", f"its <difficult> is {flag!r}; write 0 or 1")
+        return
+    sides, origin = _sides(element), reader.data.xml_origin
+    fault = _shape_fault(element, sides, reader.size)
+    if fault is not None:
+        reader.no_box(*fault)
+        return
+    box = turn_box(_half_open(sides, origin), reader.turn, reader.size)
     hint = ""
-    if turn == 1 and data.xml_origin == 1 and -1 <= box[:2].min() < 0:
+    if reader.turn == 1 and origin == 1 and -1 <= box[:2].min() < 0:
         hint = "; the first pixel is 1 here: set data.xml_origin: 0 if your tool counts from 0"
-    good, problems = check_box(box, f"({', '.join(sides)})", size, path, number, data, hint)
-    return None if good is None else (good, label, FLAGS[flag]), of_class(problems, name)
+    reader.add(box, f"({', '.join(sides)})", FLAGS[flag], hint=hint)
 
 
-def _check_shape(
-    element: Element, sides: list[str], size: tuple[int, int], data: DataConfig, path: Path, number: int
-) -> Problem | None:
-    """Whether the object has one <bndbox>, in pixels; what it has instead is named."""
+def _shape_fault(element: Element, sides: list[str], size: tuple[int, int]) -> tuple[str, str] | None:
+    """(kind, description) of what an object has in place of one <bndbox> in pixels; None if it has that."""
     tags = [child.tag for child in element]
     count = tags.count("bndbox")
     others = [] if count else [OTHER_SHAPES[tag] for tag in tags if tag in OTHER_SHAPES]
     if count > 1:
-        kind = "several boxes"
-        text = f"has {count} <bndbox>, and an object is one box; give each an <object> of its own"
-    elif others:
-        kind = "box of another shape"
+        return "several boxes", f"has {count} <bndbox>, and an object is one box; give each an <object> of its own"
+    if others:
         text = f"has no <bndbox> but {others[0]}; export boxes from your tool, or add the <bndbox> around it"
-    elif size > (1, 1) and _are_fractions(sides):
-        kind = "box in fractions"
+        return "box of another shape", text
+    if size > (1, 1) and _are_fractions(sides):
         text = f"its box ({', '.join(sides)}) cannot be pixels: its numbers are fractions of the image; export pixels"
-    else:
-        return None
-    if data.on_bad_box == "error":
-        return Problem(kind, path, number, f"{text}, or set data.on_bad_box: skip")
-    return Problem(kind, path, number, text, "skipped")
+        return "box in fractions", text
+    return None
 
 
 def _are_fractions(sides: list[str]) -> bool:
@@ -237,3 +205,48 @@ def _escaped(text: str) -> str:
     if re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", text):
         raise FastRCNNError(f"the name {text!r} holds characters that XML cannot hold; rename it, or choose COCO")
     return escape(text, {"\r": "&#13;"})
+
+
+# ---- is the first pixel 0 or 1?
+
+
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+VOC = 1, "marked as PASCAL VOC's"
+
+
+def origins(root: Element) -> Iterator[tuple[int, str]]:
+    """(0 or 1, how it is shown) for each thing in the file that shows the coordinate of its first pixel."""
+    source = {child.tag: (child.text or "").strip() for child in root.findall("source/*")}
+    mark = _mark(root, source)
+    if mark is not None:
+        yield mark
+    boxes = [[_number(box.findtext(side)) for side in SIDES] for box in root.iter("bndbox")]
+    boxes = [box for box in boxes if 1 < max(box) < math.inf]  # fractions of the image are another matter
+    if any(0 <= min(box[:2]) < 1 for box in boxes):
+        yield 0, "with a box at 0"
+    if mark != VOC and any(side % 1 for box in boxes for side in box):  # VOC 2012 has some, too
+        yield 0, "with parts of pixels"
+
+
+def _mark(root: Element, source: dict[str, str]) -> tuple[int, str] | None:
+    """What the tool that wrote the file counts from, if it left a mark that is known."""
+    if source.get("annotation", "").startswith("PASCAL VOC"):
+        return VOC
+    if "roboflow" in source.get("database", "").lower():
+        return 0, "marked as Roboflow's"
+    if {"database", "annotation", "image"} <= {child.tag for child in root}:
+        return 0, "marked as labelme's"
+    if source == {"database": "Unknown", "annotation": "Unknown", "image": "Unknown"}:
+        return 0, "marked as CVAT's or Datumaro's"
+    if source == {"database": "Unknown"} and root.find("path") is not None:
+        return 0, "marked as LabelImg's or VoTT's"
+    return None
+
+
+def _number(text: str | None) -> float:
+    """Infinity for what is no number."""
+    try:
+        number = float(text or "")
+    except ValueError:
+        return math.inf
+    return number if math.isfinite(number) else math.inf

@@ -13,14 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrcnn.annotations.frames import turn_box, turn_to_apply
-from fastrcnn.annotations.objects import check_box, check_class, no_box, put_on_edge, read_size, unlabelled
-from fastrcnn.annotations.problems import Problem, of_class
-from fastrcnn.annotations.records import Box, ImageRecord, Object, make_record
-from fastrcnn.annotations.splits import Found, Listing, Source
+from fastrcnn.annotations.objects import ObjectReader, put_on_edge, read_size, turn_box, unlabelled
+from fastrcnn.annotations.problems import Problem
+from fastrcnn.annotations.records import Box, Found, ImageRecord, Listing, Source, make_record
 from fastrcnn.annotations.writing import file_of, write_text
-from fastrcnn.annotations.yolo_layout import Names, find_names, find_pictures, label_files, write_description
+from fastrcnn.annotations.yolo_layout import (
+    Names,
+    find_names,
+    find_pictures,
+    label_files,
+    text_of,
+    write_description,
+)
 from fastrcnn.config_data import DataConfig, DataSetConfig
+from fastrcnn.errors import FastRCNNError
 
 log = logging.getLogger(__name__)
 
@@ -58,57 +64,36 @@ def _read_image(
             make_record(record_id, path, *size, [], None), f"no label file {Path(record_id).name}.txt", data
         )
     try:
-        lines = label.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as e:
-        return None, [Problem("unreadable annotation", label, None, f"cannot be read: {e.strerror}")]
-    except UnicodeDecodeError:
-        text = "is not a text file of YOLO lines; export it again"
-        return None, [Problem("unreadable annotation", label, None, text)]
-    turn, _ = turn_to_apply(path, size, (None, None), data, label, "its boxes")
-    objects: list[Object] = []
-    enclosing = 0
+        lines = text_of(label).splitlines()
+    except FastRCNNError as e:
+        return None, [Problem("unreadable annotation", label, None, str(e).removeprefix(f"{label}: "))]
+    reader = ObjectReader(label, size, data, index)
+    reader.fits(path, (None, None))
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            found, new, polygon = _read_line(line.split(), f"line {number}", label, size, turn, names, data, index)
-            objects += [found] if found else []
-            problems += new
-            enclosing += polygon
-    if enclosing:
-        text = f"{enclosing} lines hold polygons or turned boxes: the boxes around them are taken"
-        problems.append(Problem("polygon", label, None, text, "noted"))
-    return make_record(record_id, path, *size, objects, label), problems
+            reader.begin(f"line {number}")
+            _read_line(reader, line.split(), names)
+    return reader.record(record_id, path)
 
 
-def _read_line(
-    words: list[str],
-    where: str,
-    label: Path,
-    size: tuple[int, int],
-    turn: int,
-    names: Names,
-    data: DataConfig,
-    index: dict[str, int],
-) -> tuple[Object | None, list[Problem], bool]:
-    """The object of one line, what is wrong with it, and whether it is a polygon."""
+def _read_line(reader: ObjectReader, words: list[str], names: Names) -> None:
     numbers = _numbers(words, names.keypoints)
     if isinstance(numbers, str):
-        return None, [Problem("bad line", label, where, numbers)], False
-    if numbers[0] not in names.by_number:
+        reader.found("bad line", numbers)
+    elif numbers[0] not in names.by_number:
         known = f"0 to {max(names.by_number)}" if names.by_number else "none"
         text = f"its class {words[0]} has no name in {names.file}, which names {known}; add it there"
-        return None, [Problem("unknown class number", label, where, text)], False
-    name = names.by_number[int(numbers[0])]
-    number, problems = check_class(name, index, label, where, data)
-    if number is None:
-        return None, problems, False
-    if max(map(abs, numbers[1:])) > PIXELS:
+        reader.found("unknown class number", text)
+    elif not reader.has_class(names.by_number[int(numbers[0])]):
+        return
+    elif max(map(abs, numbers[1:])) > PIXELS:
         text = f"its box {' '.join(words[1:5])} is not in fractions of the image; divide pixels by its width and height"
-        return None, of_class([no_box("box not in fractions", text, label, where, data)], name), False
-    polygon = len(numbers) > 5
-    box = put_on_edge(_around(numbers[1:]) if polygon else _corners(*numbers[1:]), 1.0, 1.0, ROUNDING)
-    box = turn_box(box, turn, (1.0, 1.0))
-    good, problems = check_box(box * (size * 2), f"({' '.join(words[1:5])})", size, label, where, data)
-    return None if good is None else (good, number, False), of_class(problems, name), polygon
+        reader.no_box("box not in fractions", text)
+    else:
+        polygon = len(numbers) > 5
+        box = put_on_edge(_around(numbers[1:]) if polygon else _corners(*numbers[1:]), 1.0, 1.0, ROUNDING)
+        box = turn_box(box, reader.turn, (1.0, 1.0)) * (reader.size * 2)
+        reader.add(box, f"({' '.join(words[1:5])})", polygon=polygon)
 
 
 def _numbers(words: list[str], keypoints: int) -> list[float] | str:

@@ -12,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from fastrcnn.annotations.folders import files_below, image_id, is_picture
-from fastrcnn.annotations.pictures import Pictures
+from fastrcnn.annotations.folders import Pictures, files_below, image_id, is_picture
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.config_data import DataSetConfig
 from fastrcnn.errors import FastRCNNError
@@ -72,7 +71,8 @@ def find_names(dataset: DataSetConfig) -> Names:
     )
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """A text file in UTF-8. Raises FastRCNNError for another, and one that cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as e:
@@ -82,7 +82,7 @@ def _text_of(path: Path) -> str:
 
 
 def _read_names(path: Path) -> Names:
-    lines = [line.strip() for line in _text_of(path).splitlines()]
+    lines = [line.strip() for line in text_of(path).splitlines()]
     while lines and not lines[-1]:
         del lines[-1]
     return Names(path, dict(enumerate(lines)))
@@ -92,7 +92,7 @@ def _read_yaml(path: Path) -> Names | None:
     """None for a YAML file of another kind."""
     try:
         # All values as text: `names: [off, 007]` are class names, and not False and 7.
-        tree = yaml.BaseLoader(_text_of(path)).get_single_data()
+        tree = yaml.BaseLoader(text_of(path)).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise FastRCNNError(f"{path}: is not YAML: {' '.join(str(e).split())}") from None
     if not isinstance(tree, dict) or "names" not in tree:
@@ -151,7 +151,7 @@ def find_pictures(dataset: DataSetConfig, names: Names) -> tuple[list[tuple[str,
 def _listed(listing: Path, root: Path) -> list[tuple[str, Path]]:
     pictures: Pictures | None = None  # listed only where a line does not say where its picture is
     found = []
-    for line in filter(None, map(str.strip, _text_of(listing).splitlines())):
+    for line in filter(None, map(str.strip, text_of(listing).splitlines())):
         path = listing.parent / line
         if not path.is_file():
             pictures = pictures or Pictures(root)

@@ -11,7 +11,6 @@ from pathlib import Path
 from fastrcnn.annotations.problems import Outcome, Problem
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config
-from fastrcnn.errors import FastRCNNError
 
 SHOWN = 5  # names or kinds in one message
 
@@ -37,13 +36,6 @@ def label_findings(
         *_without_objects(records),
         *_absent_classes(part, records, problems, config.classes),
     ]
-
-
-def refuse_errors(findings: Iterable[Problem]) -> None:
-    """Raises FastRCNNError for the first finding that is an error."""
-    for problem in findings:
-        if problem.outcome == "error":
-            raise FastRCNNError(str(problem))
 
 
 def nothing_labelled(

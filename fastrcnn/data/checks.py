@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastrcnn.annotations.ids import distinct_ids
 from fastrcnn.annotations.problems import Problem
-from fastrcnn.annotations.read import image_paths, read_data_set
+from fastrcnn.annotations.read import distinct_ids, image_paths, read_data_set
 from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.config import Config
 from fastrcnn.config_data import PARTS, DataSetConfig

@@ -4,13 +4,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fastrcnn.annotations.ids import distinct_ids
-from fastrcnn.annotations.problems import Problem
-from fastrcnn.annotations.read import read_data_sets
+from fastrcnn.annotations.problems import Problem, refuse_errors
+from fastrcnn.annotations.read import distinct_ids, read_data_sets
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config
 from fastrcnn.config_data import PARTS, DataSetConfig
-from fastrcnn.data.check_labels import nothing_labelled, refuse_errors
+from fastrcnn.data.check_labels import nothing_labelled
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals.fit import open_proposals
 from fastrcnn.proposals.make import make_proposals

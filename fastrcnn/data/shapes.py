@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import shutil
-import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,8 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy.random import Generator
 
+from fastrcnn.annotations.records import make_record
+from fastrcnn.annotations.voc_xml import write_voc
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import atomic_write, write_json
 
@@ -102,14 +103,16 @@ def make_shapes(root: str | Path, train: int, test: int, seed: int) -> None:
     if not _clear(root, key):
         return
     write_json(root / KEY_FILE, key | {"finished": False})
-    ids = [f"{i:06d}" for i in range(1, train + test + 1)]
-    for i, image_id in enumerate(ids, start=1):
+    records = []
+    for i in range(1, train + test + 1):
         image, shapes = draw_image(seed, i)
-        jpeg = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
-        _write(root / "JPEGImages" / f"{image_id}.jpg", jpeg)
-        _write(root / "Annotations" / f"{image_id}.xml", _annotation(root.name, image_id, image, shapes))
-    for split, members in (("train", ids[:train]), ("test", ids[train:])):
-        _write(root / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{i}\n" for i in members).encode())
+        path = root / "JPEGImages" / f"{i:06d}.jpg"
+        with atomic_write(path) as file:
+            file.write(cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
+        objects = [(np.array(s.box, np.float32), CLASSES.index(s.name) + 1, s.difficult) for s in shapes]
+        records.append(make_record(path.stem, path, image.shape[1], image.shape[0], objects, None))
+    write_voc(records[:train], CLASSES, root, "train")
+    write_voc(records[train:], CLASSES, root, "test")
     write_json(root / KEY_FILE, key | {"finished": True})
     logger.info("%s: drew %d training and %d test images", root, train, test)
 
@@ -130,31 +133,6 @@ def _clear(root: Path, key: dict) -> bool:
     for folder in ("JPEGImages", "Annotations", "ImageSets"):
         shutil.rmtree(root / folder, ignore_errors=True)
     return True
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(content)
-
-
-def _annotation(folder: str, image_id: str, image: np.ndarray, shapes: list[DrawnShape]) -> bytes:
-    """VOC XML: 1-based boxes with both ends included."""
-    root = ET.Element("annotation")
-    ET.SubElement(root, "folder").text = folder
-    ET.SubElement(root, "filename").text = f"{image_id}.jpg"
-    size = ET.SubElement(root, "size")
-    for name, value in zip(("height", "width", "depth"), image.shape, strict=True):
-        ET.SubElement(size, name).text = str(value)
-    for shape in shapes:
-        item = ET.SubElement(root, "object")
-        ET.SubElement(item, "name").text = shape.name
-        ET.SubElement(item, "difficult").text = str(int(shape.difficult))
-        box = ET.SubElement(item, "bndbox")
-        x1, y1, x2, y2 = shape.box
-        for name, value in zip(("xmin", "ymin", "xmax", "ymax"), (x1 + 1, y1 + 1, x2, y2), strict=True):
-            ET.SubElement(box, name).text = str(value)
-    ET.indent(root)
-    return ET.tostring(root, encoding="utf-8") + b"\n"
 
 
 def draw_image(seed: int, i: int) -> tuple[UInt8[np.ndarray, "H W 3"], list[DrawnShape]]:

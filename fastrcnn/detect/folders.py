@@ -2,13 +2,12 @@
 
 import logging
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from fastrcnn.annotations.folders import files_below, image_id, is_picture
+from fastrcnn.annotations.folders import files_below, image_id, is_picture, kinds, normal
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import refuse_overwrite
 from fastrcnn.images import SUFFIXES
@@ -66,10 +65,8 @@ def _names_below(folder: Path, output: Path | None) -> list[str]:
 
 def _others(names: list[str]) -> str:
     """`; skipped 3 files of other kinds: 2 .txt, 1 .xml`, or nothing."""
-    kinds = Counter(PurePosixPath(name).suffix.lower() or "without suffix" for name in names)
-    others = {kind: count for kind, count in kinds.most_common() if kind not in SUFFIXES}
-    counts = ", ".join(f"{count} {kind}" for kind, count in others.items())
-    return f"; skipped {sum(others.values())} files of other kinds: {counts}" if others else ""
+    others = [name for name in names if not is_picture(name)]
+    return f"; skipped {len(others)} files of other kinds: {kinds(others)}" if others else ""
 
 
 def _distinct(ids: Sequence[str]) -> list[str]:
@@ -79,17 +76,13 @@ def _distinct(ids: Sequence[str]) -> list[str]:
     numbers: Counter[str] = Counter()  # kept, so that a thousand of one name take a thousand steps
     result = []
     for name in ids:
-        distinct, key = name, _folded(name)
-        while _folded(distinct) in used:
+        distinct, key = name, normal(name).casefold()
+        while normal(distinct).casefold() in used:
             numbers[key] += 1
             distinct = f"{name}_{numbers[key] + 1}"
-        used.add(_folded(distinct))
+        used.add(normal(distinct).casefold())
         result.append(distinct)
     return result
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 JSON_NAME, JOURNAL_NAME = "detections.json", ".detections.partial"

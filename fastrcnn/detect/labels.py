@@ -3,25 +3,17 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
 
-from fastrcnn.annotations.coco import write_coco
+from fastrcnn.annotations.convert import WRITERS
 from fastrcnn.annotations.records import ImageRecord
-from fastrcnn.annotations.voc_xml import write_voc
-from fastrcnn.annotations.yolo import write_yolo
 from fastrcnn.detections import DetectedImage
 from fastrcnn.files import atomic_write
 
-# Each writes records of objects below a folder, and returns the folder in it where the pictures belong.
-WRITERS: dict[str, Callable[[Sequence[ImageRecord], Sequence[str], Path, str], Path]] = {
-    "voc": write_voc,
-    "yolo": write_yolo,
-    "coco": write_coco,
-}
 SPLIT = "detected"  # the name of the image list or part
 
 

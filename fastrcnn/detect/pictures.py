@@ -60,7 +60,7 @@ def detect_pictures(
 
     `score` is a number, `auto` for the thresholds that the weights hold, or None for test.score_threshold. `proposals`
     is a file of them by the pictures' ids. What scores at least `score` is also written as labels in each of `formats`
-    (of labels.WRITERS). A picture that cannot be read is reported and skipped. Stopped on the way, detections.json
+    (of write_labels). A picture that cannot be read is reported and skipped. Stopped on the way, detections.json
     holds what was finished, and the same call resumes if `weights` names the detector's file. Raises FastRCNNError,
     before any work, where check_outputs and Detector.score_limits do, and when none could be read.
     """

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fastrcnn.annotations.problems import Problem, log_problems
+from fastrcnn.annotations.problems import Problem, log_problems, refuse_errors
 from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.config import Config
 from fastrcnn.config_data import DataSetConfig
-from fastrcnn.data.check_labels import crowded, nothing_labelled, refuse_errors
+from fastrcnn.data.check_labels import crowded, nothing_labelled
 from fastrcnn.data.image_set import ImageSet, open_data
 from fastrcnn.detect.detector import Detector, detection_settings
 from fastrcnn.detections import DetectedImage, read_detections, write_detections

@@ -12,11 +12,11 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from fastrcnn.annotations.problems import Problem, log_problems
+from fastrcnn.annotations.problems import Problem, log_problems, refuse_errors
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.config_files import save
-from fastrcnn.data.check_labels import label_findings, refuse_errors
+from fastrcnn.data.check_labels import label_findings
 from fastrcnn.data.checks import files_in_both
 from fastrcnn.data.image_set import ImageSet, open_data
 from fastrcnn.data.loader import Batch, BatchDataset, batches

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from fastrcnn.annotations.problems import Problem
+from fastrcnn.annotations.problems import Problem, refuse_errors
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config, from_dict
-from fastrcnn.data.check_labels import nothing_labelled, refuse_errors
+from fastrcnn.data.check_labels import nothing_labelled
 from fastrcnn.data.image_set import open_data
 from fastrcnn.detections import DetectedImage
 from fastrcnn.errors import FastRCNNError

@@ -2,7 +2,8 @@
 
 Numbers without another source are from lib/fast_rcnn/config.py and models/VGG16/{solver,train}.prototxt of the original
 code. The text below a field is its description in configs/schema.json, which editors show (tools/config_schema.py
-writes it). fastrcnn/config_data.py has the section on data; fastrcnn/config_files.py reads and writes YAML.
+writes it). config_data.py and config_train.py have the sections on data and on training, config_recipes.py what
+`recipe` stands for; config_files.py reads and writes YAML.
 """
 
 import math
@@ -12,20 +13,19 @@ from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from fastrcnn.config_data import DataConfig
 from fastrcnn.config_old import without_old_values
+from fastrcnn.config_recipes import with_recipe
 from fastrcnn.config_rules import (
     STORED,
     BelowOne,
     ConfigError,
     Count,
-    CountOrZero,
     Fraction,
-    NotNegative,
     PathText,
-    Positive,
     Section,
     Text,
     faults,
 )
+from fastrcnn.config_train import SamplingConfig, SolverConfig, TrainConfig
 
 __all__ = ["Config", "ConfigError", "from_dict", "to_dict"]
 
@@ -95,109 +95,6 @@ class ModelConfig(Section, title="model"):
     """After fc6 and fc7."""
 
 
-class SamplingConfig(Section, title="sampling"):
-    images_per_batch: Count = 2
-    """N of the paper, section 2.3."""
-    rois_per_batch: Count = 128
-    """R of the paper, section 2.3; a multiple of images_per_batch."""
-    foreground_fraction: Fraction = 0.25
-    """At most this share of an image's RoIs is foreground."""
-    foreground_iou: Fraction = 0.5
-    """Foreground: IoU >= this."""
-    background_iou: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.1, 0.5]
-    """Background: IoU in [low, high)."""
-    hard_candidates: Count | None = None
-    """Online hard example mining (arXiv 1604.03540): so many RoIs of each image, drawn at random, are scored, and those
-    of highest loss are learnt from; a large number means all. Background is then drawn from IoU 0 on. null: off."""
-
-    @model_validator(mode="after")
-    def _hard_examples_need_a_choice(self) -> "SamplingConfig":
-        if self.hard_candidates is not None:
-            rule = f"more than the {self.rois_per_image} RoIs of an image that are learnt from, such as 300, or null"
-            more = self.hard_candidates > self.rois_per_image
-            self.require(more, "hard_candidates", rule, "rois_per_batch", "images_per_batch")
-            rule = "0.25, its default, with sampling.hard_candidates: the loss alone decides what is learnt from"
-            self.require(self.foreground_fraction == 0.25, "foreground_fraction", rule, "hard_candidates")
-            rule = "a list that starts with 0.0 or the default 0.1 with sampling.hard_candidates: it is taken as 0.0"
-            self.require(self.background_iou[0] in (0.0, 0.1), "background_iou", rule, "hard_candidates")
-        return self
-
-    @model_validator(mode="after")
-    def _rois_can_be_drawn(self) -> "SamplingConfig":
-        n, (low, high) = self.images_per_batch, self.background_iou
-        self.require(
-            self.rois_per_batch % n == 0,
-            "rois_per_batch",
-            f"a multiple of sampling.images_per_batch ({n})",
-            "images_per_batch",
-        )
-        self.require(low < high, "background_iou", "two numbers [low, high] with 0 <= low < high <= 1")
-        at_most = f"at most sampling.foreground_iou ({self.foreground_iou}) at its upper end: no RoI can be both"
-        self.require(high <= self.foreground_iou, "background_iou", at_most, "foreground_iou")
-        return self
-
-    @property
-    def rois_per_image(self) -> int:
-        """RoIs of each image in a batch, R / N of the paper."""
-        return self.rois_per_batch // self.images_per_batch
-
-
-class SolverConfig(Section, title="solver"):
-    lr: Positive = 0.001
-    """Rate of SGD."""
-    backbone_lr: Positive | None = None
-    """Rate of the trained convolutions; null: as lr."""
-    schedule: Literal["step", "linear", "cosine"] = "step"
-    """How the rate falls: in steps (the paper), or evenly or as half a cosine from the end of the warm-up to 0 at
-    max_iterations."""
-    steps: list[Count] = [30000]
-    """Schedule `step`: iterations at which the rate is multiplied by gamma, growing."""
-    gamma: Positive = 0.1
-    """Schedule `step`: what the rate is multiplied by at each."""
-    max_iterations: Count = 40000
-    """Where training ends."""
-    head_iterations: CountOrZero = 0
-    """In the first so many, only the fully connected layers learn: a random head would change the convolutions for
-    nothing (Kumar et al. 2022, arXiv 2202.10054)."""
-    momentum: BelowOne = 0.9
-    """Of SGD."""
-    weight_decay: NotNegative = 0.0005
-    """Of weights."""
-    bias_lr_factor: NotNegative = 2.0
-    """Biases learn at this times the rate."""
-    bias_weight_decay: NotNegative = 0.0
-    """Of biases."""
-    warmup_iterations: CountOrZero = 0
-    """The rate grows linearly from a tenth in these."""
-    clip_gradient: Positive | None = None
-    """Bound on the norm of the whole gradient; null: none."""
-    bbox_loss_weight: NotNegative = 1.0
-    """Lambda of the multi-task loss, paper section 2.3."""
-
-    @model_validator(mode="after")
-    def _steps_grow(self) -> "SolverConfig":
-        self.require(self.steps == sorted(set(self.steps)), "steps", "growing iteration numbers")
-        return self
-
-    @model_validator(mode="after")
-    def _iterations_remain(self) -> "SolverConfig":
-        end = self.max_iterations
-        for key in ("head_iterations", "warmup_iterations")[: 1 if self.schedule == "step" else 2]:
-            self.require(getattr(self, key) < end, key, f"less than solver.max_iterations ({end})", "max_iterations")
-        return self
-
-
-class TrainConfig(Section, title="train"):
-    log_every: Count = 20
-    """Iterations; `display` of solver.prototxt."""
-    checkpoint_every: Count = 1000
-    """Iterations."""
-    eval_every: Count | None = None
-    """Iterations between evaluations, on data.validation, or data.test if there is none; null: none."""
-    tensorboard: bool = False
-    """Also write the metrics, and pictures of each evaluation, for TensorBoard: pip install "fastrcnn[tensorboard]"."""
-
-
 class DetectionConfig(Section, title="test"):
     nms_iou: Fraction = 0.3
     """Of two detections of a class that overlap by more, the one with the lower score is dropped."""
@@ -205,6 +102,13 @@ class DetectionConfig(Section, title="test"):
     """Detections that score less are dropped; this and max_detections as in py-faster-rcnn, lib/fast_rcnn/test.py."""
     max_detections: Count = 100
     """Per image, over all classes."""
+    detections_per_class: Annotated[int, Field(ge=1, le=100)] | None = None
+    """The choice of fast-rcnn (lib/fast_rcnn/test.py, test_net), with 40, in place of score_threshold and
+    max_detections: the best 100 RoIs of each class of an image, and of these such as score more than a threshold for
+    each class, which leaves so many an image on average over the whole test set; then NMS. tools/test.py does so; a
+    picture on its own has no such threshold, and tools/detect.py uses score_threshold and max_detections."""
+    bbox_regression: bool = True
+    """false: detections have the boxes of their proposals, not those that bbox_pred gives (section 5.1)."""
     flip: bool = False
     """Look at the mirrored picture too, and take the mean of probabilities and boxes of each RoI: twice the time."""
     average_scales: bool = False
@@ -222,12 +126,24 @@ class DetectionConfig(Section, title="test"):
     ap_rule: Literal["11point", "area"] = "11point"
     """11point: VOC 2007 to 2009; area: VOC 2010 and later."""
 
+    @model_validator(mode="after")
+    def _one_choice_of_detections(self) -> "DetectionConfig":
+        for key in ("soft_nms", "box_voting", "second_pass"):
+            rule = "null with test.detections_per_class, which keeps boxes and scores as they are"
+            self.require(None in (self.detections_per_class, getattr(self, key)), key, rule, "detections_per_class")
+        rule = "null where test.bbox_regression is false: there are no other boxes to look at again"
+        self.require(self.bbox_regression or self.second_pass is None, "second_pass", rule, "bbox_regression")
+        return self
+
 
 class Config(Section):
     """A run of Fast R-CNN."""
 
     classes: Annotated[list[Text], Field(min_length=1)]
     """The names of the object classes, without background, which is class 0."""
+    recipe: Literal["fast-rcnn", "py-faster-rcnn"] | None = None
+    """What else the keys say that a configuration does not write: as in rbgirshick/fast-rcnn (2015), or as in
+    rbgirshick/py-faster-rcnn; see fastrcnn/config_recipes.py. null: the defaults."""
     data: DataConfig = DataConfig()
     proposals: ProposalsConfig = ProposalsConfig()
     image: ImageConfig = ImageConfig()
@@ -253,6 +169,11 @@ class Config(Section):
         """The same run with data.validation, if there is one, in place of data.test."""
         data = self.data.model_copy(update={"test": self.data.validation or self.data.test})
         return self.model_copy(update={"data": data})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_is_below(cls, tree: Any) -> Any:
+        return with_recipe(tree)
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Config":

@@ -1,5 +1,7 @@
 """Slow twins of fastrcnn.evaluate, written as the development kit tells it: one detection at a time."""
 
+import heapq
+
 import numpy as np
 
 
@@ -95,3 +97,27 @@ def resampled_oracle(detections, ground_truth, class_count, weights, metric):
         ap[0] = present.mean() if len(present) else np.nan
         result.append(ap)
     return np.array(result)
+
+
+def set_choice_oracle(images, class_count, per_image, best, suppressed):
+    """The (image, class, RoI) that are detections, image by image as test_net of the 2015 code goes: `images` are
+    arrays of scores [R, K]; the best so many scores of a class are in a heap, and their lowest is the floor of the
+    images to come. `suppressed(image, class, rois)` leaves those that NMS does, at the end."""
+    heaps, floor = [[] for _ in range(class_count)], [-np.inf] * class_count
+    candidates = {}
+    for i, scores in enumerate(images):
+        for k in range(1, class_count):
+            mine = [r for r in range(len(scores)) if scores[r, k] > floor[k]]
+            mine = sorted(mine, key=lambda r, s=scores, k=k: -s[r, k])[:best]
+            for r in mine:
+                heapq.heappush(heaps[k], scores[r, k])
+            if len(heaps[k]) > per_image * len(images):
+                while len(heaps[k]) > per_image * len(images):
+                    heapq.heappop(heaps[k])
+                floor[k] = heaps[k][0]
+            candidates[i, k] = mine
+    return {
+        (i, k, r)
+        for (i, k), mine in candidates.items()
+        for r in suppressed(i, k, [r for r in mine if images[i][r, k] > floor[k]])
+    }

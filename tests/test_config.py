@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fastrcnn import config as configs
 from fastrcnn.config import Config, ConfigError
 from fastrcnn.config_rules import Section
+from fastrcnn.config_train import SolverConfig
 
 
 def made(**tree) -> Config:
@@ -138,6 +139,30 @@ MISTAKES = [
     ({"image": {"train_short_side": [600, 0]}}, "image.train_short_side.1 is 0"),
     ({"train": {"eval_every": 5}}, "train.eval_every is 5; it must be null, or data.validation"),
     ({"seed": -1}, "seed is -1"),
+    ({"recipe": "mine"}, "recipe is 'mine'; it must be one of fast-rcnn, py-faster-rcnn or null"),
+    ({"sampling": {"target_std": [0.1, 0.2]}}, "sampling.target_std is [0.1, 0.2]; it must be a list of 4"),
+    ({"solver": {"train_only": []}}, "solver.train_only is []; it must be a list"),
+    (
+        {"solver": {"train_only": ["fc6"], "head_iterations": 9}},
+        "solver.head_iterations is 9; it must be 0 with solver.train_only",
+    ),
+    (
+        {"solver": {"train_only": ["bbox_pred"], "bbox_loss_weight": 0}},
+        "solver.bbox_loss_weight is 0.0; it must be greater than 0 where solver.train_only is bbox_pred alone",
+    ),
+    ({"test": {"detections_per_class": 101}}, "test.detections_per_class is 101; it must be a whole number at least 1"),
+    (
+        {"recipe": "fast-rcnn", "test": {"soft_nms": "linear"}},
+        "test.soft_nms is 'linear'; it must be null with test.detections_per_class",
+    ),
+    (
+        {"test": {"detections_per_class": 40, "box_voting": 0.5}},
+        "test.box_voting is 0.5; it must be null with test.detections_per_class",
+    ),
+    (
+        {"test": {"bbox_regression": False, "second_pass": 9}},
+        "test.second_pass is 9; it must be null where test.bbox_regression is false",
+    ),
     ({1: 2}, "unknown key 1"),
 ]
 
@@ -181,7 +206,7 @@ def test_what_is_assigned_is_checked_and_leaves_the_old_value():
             setattr(section, key, value)
         assert words in str(error.value) and config == before
     with pytest.raises(ConfigError, match=r"^solver\.lr is -1"):
-        configs.SolverConfig(lr=-1)
+        SolverConfig(lr=-1)
     config.image = configs.ImageConfig(test_short_side=[480, 576, 688, 864, 1200], test_long_side=2000)
     config.solver.lr = 1
     assert config.solver.lr == 1.0 and config != before

@@ -45,6 +45,17 @@ def test_a_batch_is_what_its_plan_says(dataset):
             assert image.shape == (3, round(record.height * scale), round(record.width * scale))
 
 
+def test_grouped_batches_are_of_one_orientation_and_of_any_number_of_workers(tree):
+    tree["sampling"]["aspect_grouping"] = True
+    config = configs.from_dict(tree)
+    dataset = BatchDataset(open_data(config.data.train, config).for_training(config.data), config, *NORMALISATION)
+    wide = {r.id: r.width >= r.height for r in dataset.images.records}
+    seen = [{wide[i] for i in dataset[iteration].ids} for iteration in range(16)]
+    assert {True} in seen and {False} in seen and seen.count({True, False}) <= 2
+    apart = [batch.ids for batch in batches(dataset, 5, 9, workers=1, pin_memory=False)]
+    assert apart == [dataset[iteration].ids for iteration in range(5, 9)]
+
+
 def test_boxes_move_with_a_flipped_image(dataset):
     """Foreground RoIs of a flipped image, turned back, lie on its objects; pixels are the mirror image."""
     config = dataset.config

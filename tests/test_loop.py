@@ -113,6 +113,36 @@ def test_convolutions_keep_their_weights_while_the_head_learns(tree, tmp_path):
         assert "fc6.weight" in changed and "backbone.conv1.weight" not in changed
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_stage_wise_training_touches_the_regression_layer_alone(tree, tmp_path, cached):
+    """Table 6: the second run starts from the first, resumes bit for bit, and all but bbox_pred stays bit for bit."""
+    first = train(config_of(tree, tmp_path / "first", bbox_loss_weight=0.0))
+    tree["model"] |= {"weights": str(tmp_path / "first"), "freeze_up_to": "conv3_2" if cached else "conv1"}
+    tree |= {"cache_features": cached, "feature_cache": str(tmp_path / "features")}
+    stage = {"train_only": ["bbox_pred"]}
+    second = train(config_of(tree, tmp_path / "second", **stage))
+    before, after = read_tensors(first)[0], read_tensors(second)[0]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys() and changed == {"bbox_pred.weight", "bbox_pred.bias"}
+    train(config_of(tree, tmp_path / "resumed", max_iterations=3, **stage))
+    assert same_weights(second, train(config_of(tree, tmp_path / "resumed", **stage), resume=True))
+
+
+def test_stage_wise_training_needs_the_first_stage(tree, tmp_path):
+    with pytest.raises(FastRCNNError, match="train_only: leaves cls_score, fc6, fc7 as they start, at random"):
+        train(config_of(tree, tmp_path / "run", train_only=["bbox_pred"]))
+
+
+def test_fixed_stds_reach_the_weights_and_a_recipe_may_be_named_later(tree, tmp_path):
+    """What a recipe stands for is in the other keys: a run may be resumed under its name."""
+    tree["sampling"]["target_std"] = [0.1, 0.1, 0.2, 0.2]
+    run = prepare(config_of(tree, tmp_path / "run", max_iterations=2), False, [], threading.Event())
+    assert run.statistics.std[1:].unique(dim=0).tolist() == [pytest.approx([0.1, 0.1, 0.2, 0.2])]
+    iterate(run, None, Stop())
+    same = configs.to_dict(config_of(tree, tmp_path / "run")) | {"recipe": "py-faster-rcnn"}
+    assert prepare(configs.from_dict(same), True, [], threading.Event()).first == 2
+
+
 def test_other_seeds_give_other_weights(tree, tmp_path):
     first = train(config_of(tree, tmp_path / "a", max_iterations=2))
     second = train(config_of({**tree, "seed": 4}, tmp_path / "b", max_iterations=2))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles_roi import select_detections_oracle, soft_nms_oracle, vote_oracle
+from oracles_roi import candidates_oracle, select_detections_oracle, soft_nms_oracle, vote_oracle
 
-from fastrcnn.detect.nms import select_detections
+from fastrcnn.detect.nms import best_of_each_class, select_detections
 
 
 def check(scores, boxes, score_threshold=0.05, nms_iou=0.3, max_detections=100) -> int:
@@ -124,6 +124,23 @@ def rows(draw, coordinate=COORDINATE) -> tuple[torch.Tensor, torch.Tensor]:
 @settings(deadline=None, max_examples=150)
 def test_is_the_class_by_class_loop_bit_for_bit(rows, nms_iou, count):
     check(*rows, 0.05, nms_iou, count)
+
+
+@given(rows(), st.sampled_from([0.1, 0.3]), st.integers(1, 5))
+def test_the_best_of_each_class_are_those_of_its_loop(rows, nms_iou, count):
+    scores, boxes = rows
+    kept, top = best_of_each_class(scores, boxes, nms_iou, count)
+    candidates = candidates_oracle(scores, boxes, -1)
+    best = {k: sorted((r for r, c in candidates if c == k), key=lambda r: (-scores[r, k], r))[:count] for k in range(4)}
+    low = torch.full_like(scores, -2.0)
+    for k, mine in best.items():
+        for r in mine:
+            low[r, k] = scores[r, k]
+    pairs = select_detections_oracle(low.numpy(), boxes.numpy(), -1, nms_iou, 100)
+    assert kept[0].tolist() == [boxes[pair].tolist() for pair in pairs]
+    assert list(zip(kept[1].tolist(), kept[2].tolist(), strict=True)) == [(k, scores[r, k]) for r, k in pairs]
+    for k in range(scores.shape[1]):
+        assert [s for s in top[k].tolist() if s > -1] == [scores[r, k] for r in best[k]] and k < len(top)
 
 
 def test_soft_nms_by_hand():

@@ -112,6 +112,7 @@ CASES = {
     "three scales": lambda tree: {**tree, "image": {"test_short_side": [64, 96, 128], "test_long_side": 200}},
     "mirrored and a second time": lambda tree: {**tree, "test": {"flip": True, "second_pass": 30}},
     "skip pooling": lambda tree: {**tree, "model": {**tree["model"], "pool_layers": ["pool1", "conv3_1", "conv3_2"]}},
+    "the boxes of the proposals": lambda tree: {**tree, "test": {"bbox_regression": False}},
     "compressed": lambda tree: tree,
 }
 

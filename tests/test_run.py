@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import made_proposals
 
 from fastrcnn import config as configs
 from fastrcnn.annotations.read import read_data_sets
 from fastrcnn.data.image_set import open_data
 from fastrcnn.data.shapes import make_shapes
+from fastrcnn.detect.detector import Detector
 from fastrcnn.detections import DetectedImage, Detections, write_detections
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.analysis import analyse
@@ -70,6 +72,32 @@ def test_an_evaluation_resumes_on_data_that_moved(tree, shapes, tmp_path, monkey
     tree["data"]["test"][0] |= {"root": str(tmp_path / "moved")}
     monkeypatch.setattr("fastrcnn.detect.detector.Detector.detect", interrupted)  # all is done: nothing to detect
     assert evaluate_weights(configs.from_dict(tree), weights, tmp_path / "results").table
+
+
+@pytest.mark.parametrize("per_class", [1, 100])
+def test_detections_chosen_over_the_set_are_the_same_after_a_kill(tree, tmp_path, monkeypatch, caplog, per_class):
+    """No score floor, no more than asked for on average, and with 100 all that NMS leaves."""
+    config = configs.from_dict(tree | {"test": {"detections_per_class": per_class}})
+    weights = train(config)
+    with caplog.at_level("INFO"):
+        unbroken = evaluate_weights(config, weights, tmp_path / "a")
+    assert "detections kept score more than" in caplog.text and "test.max_detections" not in caplog.text
+    counts = np.bincount(unbroken.rows[0].classes, minlength=6)[1:]
+    assert unbroken.rows[0].scores.min() < 0.2 and (counts <= 4 * per_class).all() and (counts > 0).any()
+    calls = []
+
+    def killed(detector, *asked, original=Detector.best_of_each_class):
+        calls.append(asked)
+        return interrupted() if len(calls) == 3 else original(detector, *asked)
+
+    monkeypatch.setattr(Detector, "best_of_each_class", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_weights(config, weights, tmp_path / "b")
+    resumed = evaluate_weights(config, weights, tmp_path / "b")
+    assert len(calls) == 5
+    assert [i.to_json() for i in resumed.detections] == [i.to_json() for i in unbroken.detections]
+    plain = load_model(weights)[0], config, torch.device("cpu")
+    assert len(Detector(*plain).detect(unbroken.detections[0].file, [[0, 0, 90, 90]])) <= 5  # alone: the plain choice
 
 
 def interrupted(*_, **__):

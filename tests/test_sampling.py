@@ -10,8 +10,9 @@ from oracles import target_statistics as slow_statistics
 
 from fastrcnn import boxes as box_ops
 from fastrcnn.annotations.records import ImageRecord
-from fastrcnn.config import ImageConfig, SamplingConfig
-from fastrcnn.data.sampling import MINING_DROPOUT, TargetSums, dropout_seed, plan_batch, sample_rois
+from fastrcnn.config import ImageConfig
+from fastrcnn.config_train import SamplingConfig
+from fastrcnn.data.sampling import MINING_DROPOUT, TargetSums, dropout_seed, fixed_statistics, plan_batch, sample_rois
 
 
 def random_boxes(rng, count, side=200):
@@ -141,6 +142,37 @@ def test_a_batch_is_a_function_of_seed_and_iteration():
     seeds = [plan.roi_seed for batch in batches for plan in batch] + [dropout_seed(3, i) for i in range(200)]
     seeds += [dropout_seed(3, i, MINING_DROPOUT) for i in range(200)]
     assert len(set(seeds)) == 800
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=9), st.integers(1, 4), st.booleans(), st.integers(0, 99))
+def test_grouped_batches_hold_images_of_one_orientation(wide, per_batch, flip, epoch):
+    """All but one of an epoch, and that one only where numbers do not come out even; each image once, in another order
+    every epoch. The plan that is not grouped stays as it is."""
+    config, entries = ImageConfig(flip=flip), len(wide) * (1 + flip)
+    length = max(entries // per_batch, 1)
+    iterations = range(epoch * length, (epoch + 1) * length)
+    batches = [plan_batch(3, i, len(wide), config, per_batch, np.array(wide)) for i in iterations]
+    kinds = [{wide[plan.index] for plan in batch} for batch in batches]
+    shown = [(plan.index, plan.flip) for batch in batches for plan in batch]
+    assert sum(len(kind) == 2 for kind in kinds) <= 1
+    if entries >= per_batch:
+        assert len(set(shown)) == len(shown) == length * per_batch
+    plain = [plan_batch(3, i, len(wide), config, per_batch) for i in iterations]
+    assert sorted(shown) == sorted((plan.index, plan.flip) for batch in plain for plan in batch)
+    even = sum(wide[index] for index, _ in shown) % per_batch == 0
+    assert not even or all(len(kind) == 1 for kind in kinds)
+
+
+def test_groups_come_in_any_order():
+    plans = [plan_batch(3, i, 40, ImageConfig(), 2, np.arange(40) < 20) for i in range(80)]
+    first = ["".join("wh"[plan[0].index >= 20] for plan in plans[start : start + 40]) for start in (0, 40)]
+    assert first[0] != first[1] and all(kinds.count("w") == 20 and "whw" in kinds for kinds in first)
+
+
+def test_fixed_statistics_are_of_all_classes():
+    found = fixed_statistics(3, [0.1, 0.1, 0.2, 0.2])
+    assert not found.mean.any()
+    assert torch.equal(found.std, torch.tensor([[1.0] * 4, [0.1, 0.1, 0.2, 0.2], [0.1, 0.1, 0.2, 0.2]]))
 
 
 @pytest.mark.parametrize("flip", [False, True])

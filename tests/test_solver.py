@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from fastrcnn.config import ModelConfig, SolverConfig
+from fastrcnn.config import ModelConfig
+from fastrcnn.config_train import SolverConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.train.solver import (
@@ -12,6 +13,7 @@ from fastrcnn.train.solver import (
     clip_gradient,
     gradient_norm,
     head_first,
+    learn_only,
     make_optimizer,
     parameter_groups,
     schedule,
@@ -73,6 +75,26 @@ def test_a_head_that_comes_before_nothing_is_refused():
     with pytest.raises(FastRCNNError, match="solver.head_iterations is 3, but model.freeze_up_to=conv3_2"):
         check_head_first(frozen, SolverConfig(head_iterations=3))
     check_head_first(frozen, SolverConfig())
+
+
+def test_only_what_is_named_learns(model):
+    learn_only(model, SolverConfig(train_only=["conv3_1", "bbox_pred"]))
+    head_first(model, SolverConfig(), 0)
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learning == {f"{name}.{part}" for name in ("backbone.conv3_1", "bbox_pred") for part in ("weight", "bias")}
+    grouped = {id(p) for group in parameter_groups(model, SolverConfig()) for p in group["params"]}
+    assert grouped == {id(p) for name, p in model.named_parameters() if name in learning}
+
+
+@pytest.mark.parametrize("name", ["conv1", "bbox", "backbone"])
+def test_a_layer_that_cannot_learn_is_refused_with_those_that_can(model, name):
+    with pytest.raises(FastRCNNError, match=f"train_only: {name} is no layer that could .* conv2, .*, bbox_pred$"):
+        learn_only(model, SolverConfig(train_only=[name]))
+
+
+def test_biases_decay_as_weights_where_their_decay_is_null(model):
+    groups = parameter_groups(model, SolverConfig(weight_decay=0.25, bias_weight_decay=None))
+    assert [group["weight_decay"] for group in groups] == [0.25] * 4
 
 
 def test_one_step_of_sgd_by_hand(model):

@@ -66,6 +66,8 @@ class BatchDataset(Dataset):
         """`frozen_features` gives batches maps in place of images: see train/feature_cache.py."""
         self.images, self.config = images, config
         self.mean, self.std, self.frozen_features = mean, std, frozen_features
+        grouped = config.sampling.aspect_grouping
+        self.wide = np.array([r.width >= r.height for r in images.records]) if grouped else None
 
     def __getitem__(self, iteration: int) -> Batch | FastRCNNError:
         try:
@@ -76,7 +78,8 @@ class BatchDataset(Dataset):
     def batch(self, iteration: int) -> Batch:
         """The batch of an iteration. Raises FastRCNNError when a file of it cannot be read."""
         config, image_config = self.config, self.config.image
-        planned = plan_batch(config.seed, iteration, len(self.images), image_config, config.sampling.images_per_batch)
+        per_batch = config.sampling.images_per_batch
+        planned = plan_batch(config.seed, iteration, len(self.images), image_config, per_batch, self.wide)
         images, maps, scales, drawn = [], [], [], []
         for plan in planned:
             record, proposals = self.images[plan.index]

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from fastrcnn import boxes as box_ops
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.boxes import TargetStatistics
-from fastrcnn.config import ImageConfig, SamplingConfig
+from fastrcnn.config import ImageConfig
+from fastrcnn.config_train import SamplingConfig
 
 # What a random number is for; keeps the streams of one seed apart.
 EPOCH_ORDER, ROIS, DROPOUT, MINING_DROPOUT = 0, 1, 2, 3
@@ -40,9 +41,17 @@ class SampledRoIs:
 
 
 def plan_batch(
-    seed: int, iteration: int, image_count: int, config: ImageConfig, images_per_batch: int
+    seed: int,
+    iteration: int,
+    image_count: int,
+    config: ImageConfig,
+    images_per_batch: int,
+    wide: Bool[np.ndarray, "I"] | None = None,
 ) -> list[PlannedImage]:
     """The images of one iteration (counted from 0) of a set of `image_count`; `config` says flips and scales.
+
+    With `wide`, which of the images are (width >= height), batches hold wide images or others alone, but for one of an
+    epoch where the numbers do not come out even (py-faster-rcnn, lib/roi_data_layer/layer.py).
 
     The set is doubled by flips; an epoch is floor(set / N) iterations over its own permutation. The original
     (fast-rcnn lib/roi_data_layer/layer.py) reshuffles as soon as N or fewer are left (cur + N >= len), so that the last
@@ -51,10 +60,13 @@ def plan_batch(
     entries = image_count * (2 if config.flip else 1)
     per_epoch = max(entries // images_per_batch, 1)
     epoch, step = divmod(iteration, per_epoch)
-    order = np.random.default_rng((seed, EPOCH_ORDER, epoch)).permutation(entries)
-    chosen = np.resize(order, max(entries, images_per_batch))[step * images_per_batch :][:images_per_batch]
+    rng = np.random.default_rng((seed, EPOCH_ORDER, epoch))
+    order = np.resize(rng.permutation(entries), per_epoch * images_per_batch)
+    if wide is not None:
+        order = order[np.argsort(~wide[order % image_count], kind="stable")]
+        step = int(rng.permutation(per_epoch)[step])
     planned = []
-    for position, entry in enumerate(chosen.tolist()):
+    for position, entry in enumerate(order[step * images_per_batch :][:images_per_batch].tolist()):
         roi_seed = (seed, ROIS, iteration, position)
         side = np.random.default_rng((*roi_seed, 1)).choice(config.train_short_side)
         planned.append(PlannedImage(entry % image_count, entry >= image_count, int(side), roi_seed))
@@ -153,3 +165,10 @@ class TargetSums:
         variance = (self.squares / count - mean.square()).clamp(min=0)
         std = torch.where(self.count > 0, variance.sqrt().clamp(min=MIN_STD), torch.ones_like(mean))
         return TargetStatistics(mean.float(), std.float())
+
+
+def fixed_statistics(num_classes: int, std: list[float]) -> TargetStatistics:
+    """Mean 0 and the same std for every class (sampling.target_std); the background's are 0 and 1 as always."""
+    rows = torch.tensor(std).repeat(num_classes, 1)
+    rows[0] = 1
+    return TargetStatistics(torch.zeros(num_classes, 4), rows)

@@ -10,7 +10,7 @@ from fastrcnn.annotations.records import ImageRecord, training_record
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.data.check_proposals import without_proposals
-from fastrcnn.data.sampling import TargetSums
+from fastrcnn.data.sampling import TargetSums, fixed_statistics
 
 
 class Survey:
@@ -39,4 +39,7 @@ class Survey:
         return self._digest.hexdigest()
 
     def statistics(self) -> TargetStatistics:
+        fixed = self.config.sampling.target_std
+        if fixed is not None:
+            return fixed_statistics(len(self.config.classes) + 1, fixed)
         return self._sums.statistics(self.config.image.flip)

@@ -21,7 +21,7 @@ from fastrcnn import boxes as box_ops
 from fastrcnn import config as configs
 from fastrcnn.config import Config
 from fastrcnn.detect.ahead import Ready, ahead, make_ready
-from fastrcnn.detect.nms import select_detections
+from fastrcnn.detect.nms import best_of_each_class, select_detections
 from fastrcnn.detect.views import Look, Rows, look_at
 from fastrcnn.detections import Detections
 from fastrcnn.errors import FastRCNNError
@@ -33,6 +33,7 @@ from fastrcnn.model.score_thresholds import ScoreThresholds
 
 log = logging.getLogger(__name__)
 
+BEST_OF_CLASS = 100  # RoIs of an image before NMS: max_per_image of test_net (fast-rcnn, lib/fast_rcnn/test.py)
 Score: TypeAlias = float | int | str | None  # a number, `auto`, or None: test.score_threshold
 
 
@@ -226,6 +227,23 @@ class Detector:
         boxes_kept, classes, best = (part.cpu().numpy() for part in kept)
         found = Detections(boxes_kept, classes, best, tuple(self.config.classes))
         return found.above(self.score_limits(score)) if score == "auto" else found
+
+    @torch.inference_mode()
+    def best_of_each_class(
+        self, image: Picture, proposals: ArrayLike | Tensor | None = None, image_id: str | None = None
+    ) -> tuple[Detections, Float32[np.ndarray, "K _"]]:
+        """For a choice among the detections of many pictures (test.detections_per_class): what NMS leaves of the best
+        100 RoIs of each class, whatever they score, and the scores of these RoIs.
+
+        >>> found, scores = detector.best_of_each_class("street.jpg")
+
+        Arguments are those of `detect`. Scores are best first, -inf for background and where there is no box.
+        """
+        pixels, rois = self._making(image, proposals, image_id)()
+        rows = self.classify(pixels, as_rois(rois).to(self.device))
+        kept, top = best_of_each_class(*rows, self.config.test.nms_iou, BEST_OF_CLASS)
+        found, classes, best = (part.cpu().numpy() for part in kept)
+        return Detections(found, classes, best, tuple(self.config.classes)), top.cpu().numpy()
 
     @torch.inference_mode()
     def classify(self, image: UInt8[np.ndarray, "H W 3"], rois: Float32[Tensor, "R 4"]) -> Rows:

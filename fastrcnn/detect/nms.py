@@ -49,6 +49,21 @@ def select_detections(
     return found, classes[kept], kept_scores
 
 
+def best_of_each_class(
+    scores: Float[Tensor, "R K"], boxes: Float[Tensor, "R K 4"], nms_iou: float, count: int
+) -> tuple[tuple[Float[Tensor, "D 4"], Int64[Tensor, "D"], Float[Tensor, "D"]], Float[Tensor, "K _"]]:
+    """What NMS leaves of the best `count` RoIs of each class, whatever they score, as select_detections gives it; and
+    the scores of these RoIs before NMS, best first, -inf for background and where there is no box."""
+    scores = torch.where(nonempty(boxes) & scores.isfinite(), scores, -math.inf)
+    scores[:, 0] = -math.inf
+    top, best = (part[:count] for part in scores.sort(dim=0, descending=True, stable=True))
+    wanted = torch.zeros_like(scores, dtype=torch.bool).scatter_(0, best, top > -math.inf)
+    roi, classes = wanted.nonzero(as_tuple=True)
+    boxes, scores = boxes[roi, classes], scores[roi, classes]
+    kept, kept_scores = suppress(boxes, scores, classes, nms_iou, len(roi))
+    return (boxes[kept], classes[kept], kept_scores), top.T
+
+
 def suppress(
     boxes: Float[Tensor, "C 4"], scores: Float[Tensor, "C"], classes: Int64[Tensor, "C"], nms_iou: float, count: int
 ) -> tuple[Int64[Tensor, "D"], Float[Tensor, "D"]]:

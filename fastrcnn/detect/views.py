@@ -50,7 +50,8 @@ def look_at(network: Network, image: UInt8[np.ndarray, "H W 3"], rois: Float32[T
             for flip in flips if len(chosen) else ():
                 seen = view(scale, flip)(rois[chosen])
                 scores[chosen] += seen[0]
-                boxes[chosen] += box_ops.clip(seen[1], width, height)
+                moved = seen[1] if test.bbox_regression else rois[chosen, None]
+                boxes[chosen] += box_ops.clip(moved, width, height)
         views = len(flips) * (len(scales) if test.average_scales else 1)
         return scores / views, boxes / views
 

@@ -29,8 +29,9 @@ from fastrcnn.evaluate.keep_thresholds import keep_thresholds
 from fastrcnn.evaluate.report_sections import Evaluated
 from fastrcnn.evaluate.results import RESULTS, Origin, named_from, trained_for
 from fastrcnn.evaluate.rows import DetectionRows, ObjectRows, join
+from fastrcnn.evaluate.set_limits import chosen
 from fastrcnn.files import atomic_write, file_digest, lock, refuse_overwrite, write_json
-from fastrcnn.journal import Journal
+from fastrcnn.journal import Journal, pack, unpack
 from fastrcnn.model.score_thresholds import network_digest
 from fastrcnn.model.weights import load_model, weights_file
 from fastrcnn.proposals.recall import proposal_recall
@@ -38,6 +39,7 @@ from fastrcnn.proposals.recall import proposal_recall
 log = logging.getLogger(__name__)
 
 DETECTIONS, PARTIAL = "detections.json", "detections.partial.jsonl"
+Item = tuple[DetectedImage, Any]  # with the scores that test.detections_per_class chooses by, or None
 SCORES = (RESULTS, "table.txt", "precision_recall.png")
 REPORT = "report.html"
 
@@ -124,7 +126,8 @@ def _check_labels(config: Config, records: Sequence[ImageRecord], problems: Sequ
     """Warn of images with more objects than detections. Raises FastRCNNError when there is no object to find."""
     nothing = nothing_labelled("test", records, problems, config.classes)
     refuse_errors([nothing] if nothing else [])
-    log_problems(crowded(records, config.test.max_detections))
+    if config.test.detections_per_class is None:
+        log_problems(crowded(records, config.test.max_detections))
 
 
 def _detector(config: Config, weights: str | Path, device: torch.device) -> tuple[Detector, Config]:
@@ -201,23 +204,38 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def _detect_all(detector: Detector, images: ImageSet, journal: Journal[DetectedImage]) -> list[DetectedImage]:
+def _detect_all(detector: Detector, images: ImageSet, journal: Journal[Item]) -> list[DetectedImage]:
     """What is found in each image; those that the journal holds are skipped."""
-    done = {image.id: image for image in journal.items}
+    done, per_class = (
+        {image.id: (image, top) for image, top in journal.items},
+        detector.config.test.detections_per_class,
+    )
     if done:
         log.info("%s: %d of %d images are done already", journal.path, len(done), len(images))
     with journal:
         for record, proposals in tqdm(images, "evaluating", unit="image", mininterval=1, dynamic_ncols=True):
             if record.id not in done:
-                found = detector.detect(record.path, proposals, record.id)
-                done[record.id] = DetectedImage(record.id, found, str(record.path), record.width, record.height)
+                asked, top = (record.path, proposals, record.id), None
+                if per_class is None:
+                    found = detector.detect(*asked)
+                else:
+                    found, top = detector.best_of_each_class(*asked)
+                image = DetectedImage(record.id, found, str(record.path), record.width, record.height)
+                done[record.id] = image, top
                 journal.append(done[record.id])
-    return [done[image_id] for image_id in images.ids]
+    ordered = [done[image_id] for image_id in images.ids]
+    detected = [image for image, _ in ordered]
+    return detected if per_class is None else chosen(detected, [top for _, top in ordered], per_class)
 
 
-def _journal(path: Path, key: dict[str, Any]) -> Journal[DetectedImage]:
+def _journal(path: Path, key: dict[str, Any]) -> Journal[Item]:
     """The images of an evaluation under way, or of a killed one under the same key."""
-    return Journal(path, key, DetectedImage.to_json, lambda line: DetectedImage.from_json(line, key["classes"]))
+    return Journal(
+        path,
+        key,
+        lambda item: [item[0].to_json(), None if item[1] is None else pack(item[1])],
+        lambda line: (DetectedImage.from_json(line[0], key["classes"]), None if line[1] is None else unpack(line[1])),
+    )
 
 
 def _key(config: Config, weights: Path, images: ImageSet) -> dict[str, Any]:

@@ -150,8 +150,9 @@ def load_own_run(
         log.info("%s: has another class list; cls_score and bbox_pred start at random", source)
     for name in names:
         _copy(getattr(model, name), tensors, name, source)
-    model.feature_scale.fill_(float(metadata["feature_scale"]))
-    model.fc6.weight /= float(metadata["feature_scale"])
+    if config.solver.train_only is None or "fc6" in config.solver.train_only:
+        model.feature_scale.fill_(float(metadata["feature_scale"]))
+        model.fc6.weight /= float(metadata["feature_scale"])
     return loaded | set(names)
 
 

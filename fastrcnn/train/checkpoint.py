@@ -22,6 +22,7 @@ KEEP = 2  # if the newest is damaged, the one before takes its place
 FREE_SETTINGS = (
     *("train", "test", "output", "device", "cache_features", "feature_cache"),
     *("data.workers", *(f"data.{part}" for part in PARTS), "solver.max_iterations"),
+    "recipe",  # what it stands for is in the other keys
     "proposals.max_per_image",  # the boxes themselves are in the digest of the data
 )
 

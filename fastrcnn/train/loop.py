@@ -33,7 +33,14 @@ from fastrcnn.train.feature_cache import FeatureCache
 from fastrcnn.train.log_file import log_file
 from fastrcnn.train.metrics import Metrics, read_metrics
 from fastrcnn.train.signals import Stop, stop_signals
-from fastrcnn.train.solver import check_head_first, make_optimizer, schedule, set_rate
+from fastrcnn.train.solver import (
+    check_head_first,
+    check_rest_is_loaded,
+    learn_only,
+    make_optimizer,
+    schedule,
+    set_rate,
+)
 from fastrcnn.train.step import AFTER_STEP, first_batches, not_finite, start_head, train_step
 from fastrcnn.train.validation import Evaluate, Validation
 from fastrcnn.train.watch import Watch
@@ -112,8 +119,10 @@ def prepare(
 
     model = build(config)
     check_head_first(model, config.solver)
+    learn_only(model, config.solver)
     if checkpoint is None:
         loaded = initialise(model, config)
+        check_rest_is_loaded(model, config.solver, loaded)
         statistics = survey.statistics()
         if "bbox_pred" in loaded:  # a fresh one stays as train.prototxt starts it: N(0, 0.001), bias 0
             unfold_statistics(model, statistics)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fastrcnn.config import SolverConfig
+from fastrcnn.config_train import SolverConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model.fast_rcnn import FastRCNN
 
@@ -18,12 +18,13 @@ def parameter_groups(model: FastRCNN, config: SolverConfig) -> list[dict]:
     without decay (lr_mult 2 and decay_mult 0 in train.prototxt).
     """
     groups = []
+    bias_decay = config.weight_decay if config.bias_weight_decay is None else config.bias_weight_decay
     backbone_parameters = {id(p) for p in model.backbone.parameters()}
     backbone_lr = config.lr if config.backbone_lr is None else config.backbone_lr
     for in_backbone, lr in ((True, backbone_lr), (False, config.lr)):
         for is_bias, factor, decay in (
             (False, 1.0, config.weight_decay),
-            (True, config.bias_lr_factor, config.bias_weight_decay),
+            (True, config.bias_lr_factor, bias_decay),
         ):
             chosen = [
                 p
@@ -93,8 +94,35 @@ def check_head_first(model: FastRCNN, config: SolverConfig) -> None:
 
 def head_first(model: FastRCNN, config: SolverConfig, iteration: int) -> None:
     """Let the trained convolutions learn only from iteration solver.head_iterations on."""
-    for layer in model.backbone[model.frozen_depth :]:
-        layer.requires_grad_(iteration >= config.head_iterations)
+    if config.head_iterations:
+        for layer in model.backbone[model.frozen_depth :]:
+            layer.requires_grad_(iteration >= config.head_iterations)
+
+
+def learn_only(model: FastRCNN, config: SolverConfig) -> None:
+    """Let no layer learn but those of solver.train_only. Raises FastRCNNError for a name of no layer that could."""
+    if config.train_only is None:
+        return
+    layers = {name: name.rpartition(".")[0].removeprefix("backbone.") for name, _ in model.named_parameters()}
+    learning = [layers[name] for name, p in model.named_parameters() if p.requires_grad]
+    unknown = [name for name in config.train_only if name not in learning]
+    if unknown:
+        could = ", ".join(dict.fromkeys(learning))
+        raise FastRCNNError(f"solver.train_only: {unknown[0]} is no layer that could learn; these are {could}")
+    for name, p in model.named_parameters():
+        p.requires_grad_(layers[name] in config.train_only)
+
+
+def check_rest_is_loaded(model: FastRCNN, config: SolverConfig, loaded: set[str]) -> None:
+    """Raise FastRCNNError where solver.train_only would leave a layer as it starts at random; `loaded` are the names
+    of those that came with weights."""
+    head = {name for name, _ in model.named_children() if name not in ("backbone", "merge")}
+    random = sorted(head - loaded - set(config.train_only or head))
+    if random:
+        raise FastRCNNError(
+            f"solver.train_only: leaves {', '.join(random)} as they start, at random; name an earlier run of the same "
+            "classes and layers as model.weights"
+        )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

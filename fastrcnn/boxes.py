@@ -27,12 +27,24 @@ def iou(a: Float[Tensor, "R 4"], b: Float[Tensor, "G 4"]) -> Float[Tensor, "R G"
     return torch.where(intersection > 0, intersection / union, torch.zeros_like(union))
 
 
-def encode(proposals: Float[Tensor, "*n 4"], targets: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
+def to_last_pixel(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
+    """Boxes that end at their last pixel, and so measure one less, but never less than 1: fast-rcnn has 1e-14 for a box
+    of one pixel, and targets without bounds."""
+    first, end = boxes[..., :2], boxes[..., 2:]
+    return torch.cat((first, torch.maximum(end - 1, first + 1)), dim=-1)
+
+
+def encode(
+    proposals: Float[Tensor, "*n 4"], targets: Float[Tensor, "*n 4"], last_pixel: bool = False
+) -> Float[Tensor, "*n 4"]:
     """Regression targets (dx, dy, dw, dh) that move each proposal onto its target.
 
     Shifts of the centre are relative to the proposal's size, changes of size are logarithms (R-CNN, appendix C;
-    fast-rcnn lib/roi_data_layer/roidb.py). Both boxes must have positive width and height.
+    py-faster-rcnn lib/fast_rcnn/bbox_transform.py; with `last_pixel`, model.size_to_last_pixel, fast-rcnn
+    lib/roi_data_layer/roidb.py). Both boxes must have positive width and height.
     """
+    if last_pixel:
+        proposals, targets = to_last_pixel(proposals), to_last_pixel(targets)
     size = proposals[..., 2:] - proposals[..., :2]
     target_size = targets[..., 2:] - targets[..., :2]
     centre = proposals[..., :2] + 0.5 * size
@@ -40,11 +52,15 @@ def encode(proposals: Float[Tensor, "*n 4"], targets: Float[Tensor, "*n 4"]) -> 
     return torch.cat(((target_centre - centre) / size, torch.log(target_size / size)), dim=-1)
 
 
-def decode(proposals: Float[Tensor, "R 4"], deltas: Float[Tensor, "R K4"]) -> Float[Tensor, "R K 4"]:
+def decode(
+    proposals: Float[Tensor, "R 4"], deltas: Float[Tensor, "R K4"], last_pixel: bool = False
+) -> Float[Tensor, "R K 4"]:
     """The inverse of encode for every class: the boxes that the deltas (dx, dy, dw, dh) of K classes stand for.
 
     Nothing is clamped: a huge dw gives an infinite box, which clip makes the whole width of the image.
     """
+    if last_pixel:
+        return decode(to_last_pixel(proposals), deltas) + deltas.new_tensor([0, 0, 1, 1])
     deltas = deltas.unflatten(1, (-1, 4))
     size = (proposals[:, 2:] - proposals[:, :2])[:, None]
     centre = proposals[:, None, :2] + 0.5 * size + deltas[..., :2] * size

@@ -93,6 +93,9 @@ class ModelConfig(Section, title="model"):
     """RoI pooling gives pool_size x pool_size bins."""
     dropout: BelowOne = 0.5
     """After fc6 and fc7."""
+    size_to_last_pixel: bool = False
+    """Regression targets take a box's width and height to its last pixel, one less than everywhere here, as fast-rcnn
+    does (lib/roi_data_layer/roidb.py, lib/fast_rcnn/test.py); false: as py-faster-rcnn (bbox_transform.py)."""
 
 
 class DetectionConfig(Section, title="test"):

@@ -10,6 +10,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "fast-rcnn": {
         "data": {"drop_difficult": False},  # lib/datasets/pascal_voc.py reads all objects
         "proposals": {"min_size": 1},  # all boxes of a file are used
+        "model": {"size_to_last_pixel": True},  # lib/roi_data_layer/roidb.py, _compute_targets: cfg.EPS
         "sampling": {"aspect_grouping": False, "target_std": None},  # lib/roi_data_layer/layer.py, roidb.py
         "solver": {"bias_weight_decay": 0.0},  # decay_mult: 0 in models/VGG16/train.prototxt
         "test": {"detections_per_class": 40},  # lib/fast_rcnn/test.py, test_net: max_per_set
@@ -19,6 +20,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "proposals": {"min_size": 2},  # lib/datasets/pascal_voc.py, with ds_utils.py (which asks more of the height)
         # lib/fast_rcnn/config.py: ASPECT_GROUPING; BBOX_NORMALIZE_TARGETS_PRECOMPUTED is on in its Faster R-CNN only.
         "sampling": {"aspect_grouping": True, "target_std": None},
+        "model": {"size_to_last_pixel": False},  # lib/fast_rcnn/bbox_transform.py: + 1.0
         "solver": {"bias_weight_decay": None},  # no decay_mult in models/pascal_voc/VGG16/fast_rcnn/train.prototxt
         # lib/fast_rcnn/test.py, test_net: thresh, max_per_image
         "test": {"detections_per_class": None, "score_threshold": 0.05, "max_detections": 100},

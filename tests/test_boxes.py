@@ -40,11 +40,22 @@ def test_empty_boxes_overlap_nothing():
     assert box_ops.iou(empty, torch.tensor([[0.0, 0, 10, 10]])).item() == 0
 
 
-@given(box_lists(least=1), st.randoms(use_true_random=False))
-def test_decode_inverts_encode(proposals, random):
+@given(box_lists(least=1), st.randoms(use_true_random=False), st.booleans())
+def test_decode_inverts_encode(proposals, random, last_pixel):
+    """To the last pixel, for boxes that are no thinner than two."""
+    proposals[:, 2:] += last_pixel
     targets = proposals[torch.tensor([random.randrange(len(proposals)) for _ in proposals])]
-    deltas = box_ops.encode(proposals.double(), targets.double())
-    assert torch.allclose(box_ops.decode(proposals.double(), deltas)[:, 0], targets.double(), atol=1e-9)
+    deltas = box_ops.encode(proposals.double(), targets.double(), last_pixel)
+    decoded = box_ops.decode(proposals.double(), deltas, last_pixel)
+    assert torch.allclose(decoded[:, 0], targets.double(), atol=1e-9)
+
+
+def test_sizes_to_the_last_pixel_by_hand():
+    """fast-rcnn: columns 0 to 9 and rows 0 to 20 are 9 x 20; a target of columns 5 to 23 is 18 wide, its centre 9.5
+    right. One pixel alone counts as one."""
+    deltas = box_ops.encode(torch.tensor([[0.0, 0, 10, 21]]), torch.tensor([[5.0, 0, 24, 21]]), last_pixel=True)
+    assert torch.allclose(deltas, torch.tensor([[9.5 / 9, 0, 0.6931472, 0]]))
+    assert box_ops.to_last_pixel(torch.tensor([[3.0, 4, 4, 9]])).tolist() == [[3, 4, 4, 8]]
 
 
 def test_encode_by_hand():

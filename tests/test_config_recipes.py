@@ -9,6 +9,7 @@ NEW = {  # the value that each code has, where they differ
     "data.drop_difficult": (False, True),
     "proposals.min_size": (1, 2),
     "sampling.aspect_grouping": (False, True),
+    "model.size_to_last_pixel": (True, False),
     "solver.bias_weight_decay": (0.0, None),
     "test.detections_per_class": (40, None),
 }

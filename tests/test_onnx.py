@@ -113,6 +113,7 @@ CASES = {
     "mirrored and a second time": lambda tree: {**tree, "test": {"flip": True, "second_pass": 30}},
     "skip pooling": lambda tree: {**tree, "model": {**tree["model"], "pool_layers": ["pool1", "conv3_1", "conv3_2"]}},
     "the boxes of the proposals": lambda tree: {**tree, "test": {"bbox_regression": False}},
+    "sizes to the last pixel": lambda tree: {**tree, "model": {**tree["model"], "size_to_last_pixel": True}},
     "compressed": lambda tree: tree,
 }
 

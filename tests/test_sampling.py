@@ -169,6 +169,22 @@ def test_groups_come_in_any_order():
     assert first[0] != first[1] and all(kinds.count("w") == 20 and "whw" in kinds for kinds in first)
 
 
+def test_targets_to_the_last_pixel_are_drawn_and_measured():
+    proposals, gt, classes = scene(4)
+    drawn = sample_rois(proposals, gt, classes, SamplingConfig(), np.random.default_rng(0), last_pixel=True)
+    foreground = drawn.labels > 0
+    nearest = box_ops.iou(drawn.boxes[foreground], gt).argmax(dim=1)
+    expected = box_ops.encode(drawn.boxes[foreground], gt[nearest], last_pixel=True)
+    assert torch.equal(drawn.bbox_targets[foreground], expected) and expected.any()
+    record = ImageRecord("a", Path("any.jpg"), 200, 200, gt.numpy(), classes.numpy(), np.zeros(3, bool), None)
+    spread = []
+    for last_pixel in (False, True):
+        sums = TargetSums(5, 0.5, last_pixel)
+        sums.add(record, proposals.numpy())
+        spread.append(sums.statistics(flip=False).std[classes[0]])
+    assert (spread[1] > spread[0]).all()
+
+
 def test_fixed_statistics_are_of_all_classes():
     found = fixed_statistics(3, [0.1, 0.1, 0.2, 0.2])
     assert not found.mean.any()

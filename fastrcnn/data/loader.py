@@ -93,7 +93,8 @@ class BatchDataset(Dataset):
             if plan.flip:
                 rois, gt_boxes = (box_ops.flip(b, record.width) for b in (rois, gt_boxes))
             rng = np.random.default_rng(plan.roi_seed)
-            drawn.append(sample_rois(rois, gt_boxes, torch.from_numpy(record.classes), config.sampling, rng))
+            settings = config.sampling, rng, config.model.size_to_last_pixel
+            drawn.append(sample_rois(rois, gt_boxes, torch.from_numpy(record.classes), *settings))
         return Batch(
             iteration,
             [self.images.records[plan.index].id for plan in planned],

@@ -84,12 +84,13 @@ def sample_rois(
     gt_classes: Int64[Tensor, "G"],
     config: SamplingConfig,
     rng: np.random.Generator,
+    last_pixel: bool = False,
 ) -> SampledRoIs:
     """Draw one image's share of the mini-batch, without replacement (fast-rcnn lib/roi_data_layer/minibatch.py).
 
     Boxes are in unscaled image pixels. The objects themselves are among the RoIs. At most R / N RoIs: up to a quarter
     foreground (IoU >= 0.5 with some object), the rest background (IoU in [0.1, 0.5)); fewer when there are not enough.
-    An image without objects gives background from all its proposals.
+    An image without objects gives background from all its proposals. `last_pixel` is as for encode.
 
     With config.hard_candidates, so many RoIs for hard example mining to choose from: all objects, and others in
     whatever shares they come, background from IoU 0 on.
@@ -116,7 +117,7 @@ def sample_rois(
     rows = torch.nonzero(overlap[chosen] >= config.foreground_iou).squeeze(1)
     matched = nearest[chosen[rows]]
     labels[rows] = gt_classes[matched]
-    bbox_targets[rows] = box_ops.encode(rois[chosen[rows]], gt_boxes[matched])
+    bbox_targets[rows] = box_ops.encode(rois[chosen[rows]], gt_boxes[matched], last_pixel)
     return SampledRoIs(rois[chosen], labels, bbox_targets)
 
 
@@ -136,8 +137,8 @@ class TargetSums:
     class. A flip changes the sign of dx alone, so the mirrored half of the set need not be visited.
     """
 
-    def __init__(self, num_classes: int, foreground_iou: float) -> None:
-        self.foreground_iou = foreground_iou
+    def __init__(self, num_classes: int, foreground_iou: float, last_pixel: bool = False) -> None:
+        self.foreground_iou, self.last_pixel = foreground_iou, last_pixel
         self.count = torch.zeros(num_classes, 1, dtype=torch.float64)
         self.total = torch.zeros(num_classes, 4, dtype=torch.float64)
         self.squares = torch.zeros(num_classes, 4, dtype=torch.float64)
@@ -150,7 +151,7 @@ class TargetSums:
         rois = torch.cat((gt_boxes, torch.from_numpy(proposals)))
         overlap, nearest = box_ops.iou(rois, gt_boxes).max(dim=1)
         foreground = overlap >= self.foreground_iou
-        targets = box_ops.encode(rois[foreground], gt_boxes[nearest[foreground]]).double()
+        targets = box_ops.encode(rois[foreground], gt_boxes[nearest[foreground]], self.last_pixel).double()
         labels = gt_classes[nearest[foreground]]
         self.count.index_add_(0, labels, torch.ones(len(labels), 1, dtype=torch.float64))
         self.total.index_add_(0, labels, targets)

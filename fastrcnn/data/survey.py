@@ -20,7 +20,8 @@ class Survey:
         self.config = config
         self.findings: list[Problem] = []  # on images that their proposals do not help
         self._digest = hashlib.blake2b(digest_size=16)
-        self._sums = TargetSums(len(config.classes) + 1, config.sampling.foreground_iou)
+        last_pixel = config.model.size_to_last_pixel
+        self._sums = TargetSums(len(config.classes) + 1, config.sampling.foreground_iou, last_pixel)
 
     def add(self, record: ImageRecord, proposals: Float32[np.ndarray, "P 4"]) -> None:
         """Add an image, unless training leaves it out; proposals float32 [P, 4] in image pixels."""

@@ -270,7 +270,7 @@ class Detector:
         chunks = model.pool_for_inference(features, [projected[distinct]])
         parts = [model.siblings(model.fully_connected(pooled)) for pooled in chunks]
         scores, deltas = (torch.cat(part)[inverse] for part in zip(*parts, strict=True))
-        return scores.softmax(dim=1), box_ops.decode(rois, deltas)
+        return scores.softmax(dim=1), box_ops.decode(rois, deltas, model.config.size_to_last_pixel)
 
 
 def _copied(model: FastRCNN, device: torch.device) -> FastRCNN:

@@ -25,7 +25,7 @@ from jaxtyping import UInt8
 from torch import nn
 
 import fastrcnn
-from fastrcnn.config import Config
+from fastrcnn.config import Config, ModelConfig
 from fastrcnn.data.shapes import draw_image
 from fastrcnn.detect.detector import Detector, detection_settings
 from fastrcnn.detect.onnx_detector import FORMAT, SUFFIX, open_onnx
@@ -161,7 +161,7 @@ def onnx_model(model: FastRCNN, config: Config) -> "onnx.ModelProto":
     for name, layer in (("fc6", model.fc6), ("fc7", model.fc7)):
         x = g.add("Relu", g.layer(name, layer, x))
     g.add("Gather", g.add("Softmax", g.layer("cls_score", model.cls_score, x)), "inverse", output="scores")
-    decoded(g, g.add("Gather", g.layer("bbox_pred", model.bbox_pred, x), "inverse"), model.num_classes)
+    decoded(g, g.add("Gather", g.layer("bbox_pred", model.bbox_pred, x), "inverse"), model.num_classes, model.config)
 
     def described(name: str, shape: Sequence[str | int], kind: int = TensorProto.FLOAT) -> "onnx.ValueInfoProto":
         return helper.make_tensor_value_info(name, kind, shape, (INPUTS | OUTPUTS)[name])
@@ -216,17 +216,22 @@ def merged(g: Graph, parts: Sequence[str], merge: Merge) -> str:
     return g.add("Sum", *layers)
 
 
-def decoded(g: Graph, deltas: str, num_classes: int) -> None:
+def decoded(g: Graph, deltas: str, num_classes: int, config: ModelConfig) -> None:
     """The output `boxes`: boxes.decode of `rois` and deltas."""
     deltas = g.add("Reshape", deltas, g.constant("each_class", [0, num_classes, 4], "int64"))
     g.add("Split", deltas, output="shift", more=["growth"], axis=2)
     g.add("Split", "rois", output="corner", more=["end"], axis=1)
     axis, half = g.constant("class_axis", [1], "int64"), g.constant("half", 0.5)
-    size = g.add("Unsqueeze", g.add("Sub", "end", "corner"), axis)
+    more, end = g.constant("beyond_the_last_pixel", float(config.size_to_last_pixel)), "end"
+    if config.size_to_last_pixel:
+        end = g.add("Max", g.add("Sub", end, more), g.add("Add", "corner", more))
+    size = g.add("Unsqueeze", g.add("Sub", end, "corner"), axis)
     middle = g.add("Add", g.add("Unsqueeze", "corner", axis), g.add("Mul", size, half))
     centre = g.add("Add", middle, g.add("Mul", "shift", size))
     reach = g.add("Mul", g.add("Mul", g.add("Exp", "growth"), half), size)
-    g.add("Concat", g.add("Sub", centre, reach), g.add("Add", centre, reach), output="boxes", axis=2)
+    g.add(
+        "Concat", g.add("Sub", centre, reach), g.add("Add", g.add("Add", centre, reach), more), output="boxes", axis=2
+    )
 
 
 def _about(model: FastRCNN, config: Config) -> dict[str, Any]:

@@ -75,16 +75,18 @@ class ImageConfig(Section, title="image"):
 
 
 class ModelConfig(Section, title="model"):
-    backbone: Literal["vgg16", "tiny"] = "vgg16"
-    """tiny is for trials and tests."""
+    backbone: Literal["vgg16", "vgg_cnn_m_1024", "caffenet", "resnet50", "tiny"] = "vgg16"
+    """L, M and S of the paper, a newer one, and tiny for trials and tests. M and S want pool_size 6 and freeze_up_to
+    conv1, M fc_width [4096, 1024]. resnet50 has conv5, which halves pool_size, in place of fc6 and fc7; it wants
+    pool_size 14 and freeze_up_to conv2_3, as Detectron."""
     weights: PathText | None = "IMAGENET1K_V1"
-    """A name of torchvision's VGG16_Weights, a .safetensors file, or null: random."""
+    """A name of torchvision's VGG16_Weights or ResNet50_Weights, a .safetensors file, or null: random."""
     normalisation: Literal["auto", "caffe", "torchvision"] = "auto"
     """Of pixels; auto asks the weights."""
     freeze_up_to: Text | None = "conv2_2"
     """Layers up to this one keep their weights; null trains all, a later layer freezes more."""
-    fc_width: Count = 4096
-    """Outputs of fc6 and fc7; weights of another width are not taken over."""
+    fc_width: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] = 4096
+    """Outputs of fc6 and fc7, or of each: [4096, 1024]; weights of another width are not taken over."""
     pool_layers: Annotated[list[Text], Field(min_length=1)] | None = None
     """Layers whose output RoIs are pooled from, merged to as many channels as the last has (skip pooling, as in ION,
     arXiv 1512.04143): such as [pool4, conv5_3]; null: the last alone. Of frozen layers only the last one's output is
@@ -96,6 +98,24 @@ class ModelConfig(Section, title="model"):
     size_to_last_pixel: bool = False
     """Regression targets take a box's width and height to its last pixel, one less than everywhere here, as fast-rcnn
     does (lib/roi_data_layer/roidb.py, lib/fast_rcnn/test.py); false: as py-faster-rcnn (bbox_transform.py)."""
+
+    @property
+    def fc_widths(self) -> tuple[int, int]:
+        """Outputs of fc6, and of fc7."""
+        fc6, fc7 = self.fc_width if isinstance(self.fc_width, list) else (self.fc_width, self.fc_width)
+        return fc6, fc7
+
+    @model_validator(mode="after")
+    def _conv5_is_the_head(self) -> "ModelConfig":
+        if self.backbone == "resnet50":
+            rule = "a name of ResNet50_Weights or a file with backbone resnet50: its batch norm is not learnt"
+            self.require(self.weights is not None, "weights", rule, "backbone")
+            for key, default, value in (("fc_width", 4096, self.fc_width), ("dropout", 0.5, self.dropout)):
+                rule = f"{default}, its default, with backbone resnet50, which has no fc6 and fc7"
+                self.require(value == default, key, rule, "backbone")
+            rule = "null with backbone resnet50: its conv5 takes features of conv4 alone"
+            self.require(not self.pool_layers, "pool_layers", rule, "backbone")
+        return self
 
 
 class DetectionConfig(Section, title="test"):

@@ -3,6 +3,7 @@ import torch
 from torchvision.models import vgg16 as torchvision_vgg16
 
 from fastrcnn.model import backbones
+from fastrcnn.model.receptive_field import receptive_field
 
 VGG16_LAYERS = """conv1_1 relu1_1 conv1_2 relu1_2 pool1 conv2_1 relu2_1 conv2_2 relu2_2 pool2
 conv3_1 relu3_1 conv3_2 relu3_2 conv3_3 relu3_3 pool3 conv4_1 relu4_1 conv4_2 relu4_2 conv4_3 relu4_3 pool4
@@ -20,7 +21,7 @@ def test_pooling_rounds_up(name, size, cells):
         backbone = backbones.BUILDERS[name]()
         output = backbone(torch.zeros(1, 3, *size))
     assert output.shape == (1, backbones.output_channels(backbone), *cells)
-    assert [-(-side // backbones.stride(backbone)) for side in size] == list(cells)
+    assert [-(-side // receptive_field(backbone).stride) for side in size] == list(cells)
 
 
 def test_vgg16_computes_what_torchvision_s_does():

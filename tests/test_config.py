@@ -132,7 +132,7 @@ MISTAKES = [
         {"sampling": {"hard_candidates": 300, "background_iou": [0.2, 0.5]}},
         "sampling.background_iou is [0.2, 0.5]; it must be a list that starts with 0.0 or the default 0.1",
     ),
-    ({"model": {"backbone": "vgg61"}}, "model.backbone is 'vgg61'; it must be one of vgg16, tiny"),
+    ({"model": {"backbone": "vgg61"}}, "model.backbone is 'vgg61'; it must be one of vgg16, vgg_cnn_m_1024, caffenet"),
     ({"model": {"dropout": 1.0}}, "at least 0 and less than 1"),
     ({"model": {"weights": 3}}, "model.weights is 3; it must be text that is not empty or null"),
     ({"image": {"train_short_side": []}}, "image.train_short_side is []"),

@@ -12,7 +12,7 @@ from torchvision.transforms._presets import ImageClassification
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.errors import FastRCNNError, NotFiniteError
-from fastrcnn.model import weights as module
+from fastrcnn.model import backbones, torchvision_weights
 from fastrcnn.model.backbones import NORMALISATIONS, Normalisation
 from fastrcnn.model.checkpoint_file import read_checkpoint
 from fastrcnn.model.fast_rcnn import scaled_start
@@ -85,7 +85,7 @@ def test_another_class_list_starts_its_siblings_at_random(saved, config, tree):
 
 def vgg_tensors(with_fc=False):
     generator = torch.Generator().manual_seed(5)
-    backbone = module.backbones.vgg16()
+    backbone = backbones.vgg16()
     found = {}
     for i, layer in enumerate(backbone):
         if hasattr(layer, "weight"):
@@ -160,7 +160,7 @@ def test_torchvision_weights_are_fetched_by_name(tree, tmp_path, monkeypatch):
     class Local(WeightsEnum):
         LOCAL = Weights(url=named.as_uri(), transforms=preset, meta={})
 
-    monkeypatch.setattr(module, "VGG16_Weights", Local)
+    monkeypatch.setitem(torchvision_weights.KNOWN, "vgg16", Local)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     config = vgg_config(tree, weights="LOCAL")
     model = build(config)

@@ -27,6 +27,7 @@ from fastrcnn.detections import Detections
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import prepare_image
 from fastrcnn.inputs import Picture, as_pixels, as_rois
+from fastrcnn.model.backbones import without_batch_norm
 from fastrcnn.model.fast_rcnn import FastRCNN, Features
 from fastrcnn.model.roi_features import bins_first, project, unique_rois
 from fastrcnn.model.score_thresholds import ScoreThresholds
@@ -275,7 +276,8 @@ class Detector:
 
 def _copied(model: FastRCNN, device: torch.device) -> FastRCNN:
     """The model with weights of its own, each copied straight to what a detector needs."""
-    reduced = ("backbone", "merge", "fc6", "fc7") if model.precision == "bfloat16" else ()
+    reduced = ("backbone", "merge", "conv5", "fc6", "fc7") if model.precision == "bfloat16" else ()
+    model = without_batch_norm(model)
     copies: dict[int, Any] = {}
     for name, weight in model.named_parameters():
         dtype = torch.bfloat16 if name.partition(".")[0] in reduced else weight.dtype
@@ -283,4 +285,6 @@ def _copied(model: FastRCNN, device: torch.device) -> FastRCNN:
         if name in ("fc6.weight", "fc6.V.weight"):
             copy = bins_first(copy, model.config.pool_size)
         copies[id(weight)] = nn.Parameter(copy, requires_grad=False)
-    return deepcopy(model, copies).to(device).eval()  # deepcopy takes what is in its memo for a copy made already
+    copied = deepcopy(model, copies).to(device).eval()  # deepcopy takes what is in its memo for a copy made already
+    copied.bins_first = True
+    return copied

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import nn
+from torchvision.models.resnet import Bottleneck
 
 import fastrcnn
 from fastrcnn.config import Config, ModelConfig
@@ -34,7 +35,9 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import METADATA_KEY, atomic_write, refuse_overwrite
 from fastrcnn.images import read_image
 from fastrcnn.inputs import as_rois
+from fastrcnn.model.backbones import without_batch_norm
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.receptive_field import windows
 from fastrcnn.model.skip_pooling import SMALLEST, Merge
 from fastrcnn.model.weights import load_model, weights_file
 from fastrcnn.proposals.selective_search import selective_search
@@ -129,8 +132,17 @@ class Graph:
         if isinstance(layer, nn.ReLU):
             return self.add("Relu", x)
         if isinstance(layer, nn.MaxPool2d):
-            size, stride = [layer.kernel_size] * 2, [layer.stride] * 2
-            return self.add("MaxPool", x, kernel_shape=size, strides=stride, ceil_mode=int(layer.ceil_mode))
+            ((size, stride, padding),) = windows(layer)
+            shape, strides, pads = [size] * 2, [stride] * 2, [padding] * 4
+            return self.add(
+                "MaxPool", x, kernel_shape=shape, strides=strides, pads=pads, ceil_mode=int(layer.ceil_mode)
+            )
+        if isinstance(layer, nn.LocalResponseNorm):
+            return self.add("LRN", x, size=layer.size, alpha=layer.alpha, beta=layer.beta, bias=layer.k)
+        if isinstance(layer, nn.Identity):
+            return x
+        if isinstance(layer, Bottleneck):
+            return self.block(name, layer, x)
         if isinstance(layer, nn.Sequential):
             for part, inner in layer.named_children():
                 x = self.layer(f"{name}.{part}", inner, x)
@@ -139,8 +151,15 @@ class Graph:
         weights = [self.constant(f"{name}.{part}", weight) for part, weight in layer.state_dict().items()]
         if isinstance(layer, nn.Linear):
             return self.add("Gemm", x, *weights, transB=1)
-        padding = [int(side) for side in layer.padding] * 2
-        return self.add("Conv", x, *weights, strides=list(layer.stride), pads=padding)
+        ((_, stride, padding),) = windows(layer)
+        return self.add("Conv", x, *weights, strides=[stride] * 2, pads=[padding] * 4, group=layer.groups)
+
+    def block(self, name: str, block: Bottleneck, x: str) -> str:
+        """A residual block."""
+        shortcut = self.layer(f"{name}.downsample", block.downsample or nn.Identity(), x)
+        for part in ("conv1", "relu", "conv2", "relu", "conv3"):
+            x = self.layer(f"{name}.{part}", getattr(block, part), x)
+        return self.add("Relu", self.add("Add", x, shortcut))
 
 
 @torch.no_grad()
@@ -148,7 +167,7 @@ def onnx_model(model: FastRCNN, config: Config) -> "onnx.ModelProto":
     """The network, as load_model gives it, with INPUTS and OUTPUTS; the metadata says all that a caller must know."""
     from onnx import TensorProto, helper
 
-    g = Graph()
+    g, model = Graph(), without_batch_norm(model)
     centred = g.add("Sub", "image", g.constant("mean", model.normalisation.mean))
     normalised = g.add("Div", centred, g.constant("std", model.normalisation.std))
     x = g.add("Unsqueeze", g.add("Transpose", normalised, perm=[2, 0, 1]), g.constant("batch", [0], "int64"))
@@ -157,9 +176,12 @@ def onnx_model(model: FastRCNN, config: Config) -> "onnx.ModelProto":
         x = g.layer("backbone", model.backbone[start:end], x)
         maps.append(x)
     parts = roi_features(g, maps, model.strides, model.config.pool_size)
-    x = g.add("Flatten", merged(g, parts, model.merge) if model.merge else parts[0])
-    for name, layer in (("fc6", model.fc6), ("fc7", model.fc7)):
-        x = g.add("Relu", g.layer(name, layer, x))
+    x = merged(g, parts, model.merge) if model.merge else parts[0]
+    if model.conv5:
+        x = g.add("GlobalAveragePool", g.layer("conv5", model.conv5, x))
+    x = g.add("Flatten", x)
+    for name in model.fc_layers:
+        x = g.add("Relu", g.layer(name, getattr(model, name), x))
     g.add("Gather", g.add("Softmax", g.layer("cls_score", model.cls_score, x)), "inverse", output="scores")
     decoded(g, g.add("Gather", g.layer("bbox_pred", model.bbox_pred, x), "inverse"), model.num_classes, model.config)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastrcnn.config import ModelConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model import backbones
+from fastrcnn.model.receptive_field import receptive_field
 from fastrcnn.model.roi_features import channels_first, pool_for_inference, project, roi_cells, roi_pool, unique_rois
 from fastrcnn.model.score_thresholds import ScoreThresholds
 from fastrcnn.model.skip_pooling import Merge, pooled_ends
@@ -38,7 +39,9 @@ class FastRCNN(nn.Module):
         self.config, self.num_classes, self.precision = config, num_classes, precision
         self.normalisation = backbones.NORMALISATIONS["torchvision"]
         self.score_thresholds: ScoreThresholds | None = None  # travel with the weights, too
-        self.backbone = backbones.BUILDERS[config.backbone]()
+        layers = backbones.BUILDERS[config.backbone]()
+        end = len(layers) - backbones.HEAD_BLOCKS.get(config.backbone, 0)
+        self.backbone, self.conv5 = layers[:end], layers[end:]  # conv5 of pooled features; empty where fc6 takes them
         try:
             self.frozen_depth = backbones.frozen_depth(self.backbone, config.freeze_up_to)
         except KeyError as e:
@@ -47,22 +50,35 @@ class FastRCNN(nn.Module):
             layer.requires_grad_(False)
 
         self.pooled_ends = pooled_ends(self.backbone, config, self.frozen_depth)
-        self.strides = [backbones.stride(self.backbone[:end]) for end in self.pooled_ends]
+        self.strides = [receptive_field(self.backbone[:end]).stride for end in self.pooled_ends]
         channels = [backbones.output_channels(self.backbone[:end]) for end in self.pooled_ends]
-        self.fc6 = nn.Linear(channels[-1] * config.pool_size**2, config.fc_width)
-        self.fc7 = nn.Linear(config.fc_width, config.fc_width)
-        self.cls_score = nn.Linear(config.fc_width, num_classes)
-        self.bbox_pred = nn.Linear(config.fc_width, 4 * num_classes)
-        for layer in (self.fc6, self.fc7):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.normal_(self.cls_score.weight, std=0.01)  # this and the next: models/VGG16/train.prototxt
-        nn.init.normal_(self.bbox_pred.weight, std=0.001)
-        for layer in (self.fc6, self.fc7, self.cls_score, self.bbox_pred):
-            nn.init.zeros_(layer.bias)
+        self.bins_first = False  # the order of what fully_connected takes: a detector's has that of pool_for_inference
+        self._make_head(channels[-1] * config.pool_size**2)
         self.merge = Merge(channels) if len(channels) > 1 else None
         # train/step.py sets it, saving folds it into fc6.
         self.register_buffer("feature_scale", torch.ones(()))
         self.to(memory_format=torch.channels_last)
+
+    def _make_head(self, inputs: int) -> None:
+        """The layers after RoI pooling, which gives so many numbers for each RoI, at random weights."""
+        if self.conv5:
+            width = backbones.output_channels(self.conv5)
+        else:
+            fc6_width, width = self.config.fc_widths
+            self.fc6, self.fc7 = nn.Linear(inputs, fc6_width), nn.Linear(fc6_width, width)
+        self.cls_score = nn.Linear(width, self.num_classes)
+        self.bbox_pred = nn.Linear(width, 4 * self.num_classes)
+        for name in self.fc_layers:
+            nn.init.kaiming_normal_(getattr(self, name).weight, nonlinearity="relu")
+        nn.init.normal_(self.cls_score.weight, std=0.01)  # this and the next: models/VGG16/train.prototxt
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        for name in (*self.fc_layers, "cls_score", "bbox_pred"):
+            nn.init.zeros_(getattr(self, name).bias)
+
+    @property
+    def fc_layers(self) -> tuple[str, ...]:
+        """The names of the fully connected layers before the two sibling layers; none where conv5 is there instead."""
+        return () if self.conv5 else ("fc6", "fc7")
 
     @property
     def stride(self) -> int:
@@ -72,6 +88,11 @@ class FastRCNN(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.cls_score.weight.device
+
+    @property
+    def feature_type(self) -> torch.dtype:
+        """Of the frozen layers' output."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
     def _reduced_precision(self) -> contextlib.AbstractContextManager:
         enabled = self.precision == "bfloat16"
@@ -86,7 +107,7 @@ class FastRCNN(nn.Module):
             maps = image[None].contiguous(memory_format=torch.channels_last)
             for layer in self.backbone[: self.frozen_depth]:
                 maps = layer(maps)
-            return maps[0]
+            return maps[0].to(self.feature_type)  # local response normalisation gives float32
 
     def trained_features(self, maps: list[Float[Tensor, "c _ _"]]) -> Features:
         """The layers that learn: N outputs of frozen_features -> N feature maps of each pooled layer.
@@ -147,7 +168,7 @@ class FastRCNN(nn.Module):
     def fully_connected(
         self, pooled: Float[Tensor, "R CPP"], dropout_seed: int | None = None
     ) -> Float32[Tensor, "R fc_width"]:
-        """fc6 and fc7 of pooled features.
+        """fc6 and fc7 of pooled features; or, of ResNet-50, the mean of conv5 over its cells.
 
         With a seed, dropout masks are drawn from it (training); without, there is no dropout.
         """
@@ -156,11 +177,18 @@ class FastRCNN(nn.Module):
             generator = torch.Generator(pooled.device).manual_seed(dropout_seed)
         with self._reduced_precision():
             x = pooled * self.feature_scale
-            for layer in (self.fc6, self.fc7):
-                x = F.relu(layer(x), inplace=True)
+            if self.conv5:
+                return self.conv5(self._pooled_maps(x)).float().mean(dim=(2, 3))
+            for name in self.fc_layers:
+                x = F.relu(getattr(self, name)(x), inplace=True)
                 if generator is not None:
                     x = dropout(x, self.config.dropout, generator)
         return x.float()
+
+    def _pooled_maps(self, rows: Float[Tensor, "R CPP"]) -> Float[Tensor, "R C P P"]:
+        P = self.config.pool_size
+        maps = rows.unflatten(1, (P, P, -1)).permute(0, 3, 1, 2) if self.bins_first else rows.unflatten(1, (-1, P, P))
+        return maps.contiguous(memory_format=torch.channels_last)
 
     def siblings(self, x: Float[Tensor, "R fc_width"]) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
         """The two output layers, always float32: scores and normalised deltas."""

@@ -62,6 +62,8 @@ def compress_weights(source: str | Path, target: str | Path, ranks: dict[str, in
     """
     refuse_overwrite([weights_file(source)], [target])
     model, config = load_model(source)
+    if not model.fc_layers:
+        raise FastRCNNError(f"{source}: has no fc6 and fc7 to compress: its network is {config.model.backbone}")
     result = []
     for name, rank in ranks.items():
         layer = getattr(model, name)

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import VGG16_Weights
 
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import read_tensors, write_tensors
-from fastrcnn.model import backbones, checkpoint_file, score_thresholds
+from fastrcnn.model import checkpoint_file, score_thresholds, torchvision_weights
 from fastrcnn.model.backbones import NORMALISATIONS, Normalisation
 from fastrcnn.model.fast_rcnn import FastRCNN, factors
 from fastrcnn.model.score_thresholds import ScoreThresholds
@@ -48,78 +47,56 @@ def initialise(model: FastRCNN, config: Config) -> set[str]:
     they come from an earlier run with the same class list: that bbox_pred waits for unfold_statistics. Raises
     FastRCNNError for weights that cannot be had or do not fit.
     """
-    name = config.model.weights
+    name, known = config.model.weights, torchvision_weights.KNOWN.get(config.model.backbone)
     stated = NORMALISATIONS.get(config.model.normalisation)
     if not name:
         model.normalisation = stated or NORMALISATIONS["torchvision"]
         return set()
-    if name in VGG16_Weights.__members__:
-        tensors, normalisation = _torchvision_weights(name)
-        return load_torchvision(model, tensors, stated or normalisation, name)
+    if known and name in known.__members__:
+        tensors, normalisation = torchvision_weights.fetch(known[name])
+        return load_start(model, torchvision_weights.renamed(model, tensors), stated or normalisation, name)
     if not name.endswith(".safetensors") and not Path(name).exists():
         raise FastRCNNError(
-            f"model.weights: {name!r} is neither a .safetensors file, nor a run's folder, nor one of "
-            f"{', '.join(VGG16_Weights.__members__)}"
+            f"model.weights: {name!r} is neither a .safetensors file, nor a run's folder, nor one of torchvision's for "
+            f"{config.model.backbone}: {', '.join(known.__members__) if known else 'it has none'}"
         )
     path, tensors, metadata = read_network(name)
     if metadata.get("format") == FORMAT:
         return load_own_run(model, tensors, metadata, config, str(path))
     if metadata.get("format") == START:
         return load_start(model, tensors, stated or _normalisation(metadata, name), name)
-    if "features.0.weight" not in tensors:
+    if not torchvision_weights.has_its_keys(tensors):
         raise FastRCNNError(f"model.weights: {_other_file(path, tensors, metadata)}")
     if stated is None:
         raise FastRCNNError(
             f"{name}: does not say how pixels are normalised; set model.normalisation to caffe (mean subtracted, no "
             "division) or torchvision (mean and std)"
         )
-    return load_torchvision(model, tensors, stated, name)
-
-
-def _torchvision_weights(name: str) -> tuple[dict[str, Tensor], Normalisation]:
-    weights = VGG16_Weights[name]
-    try:
-        tensors = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except Exception as e:  # torch.load raises anything from EOFError to UnpicklingError on a damaged copy in its cache
-        reason = str(e).partition("\n")[0] or type(e).__name__
-        raise FastRCNNError(
-            f"model.weights: {name} cannot be downloaded or is damaged ({reason}); fetch {weights.url} elsewhere, "
-            "convert it to .safetensors with torchvision's keys, and name that file"
-        ) from None
-    preset = weights.transforms()
-    mean = tuple(255 * x for x in preset.mean)
-    std = tuple(255 * x for x in preset.std)
-    return dict(tensors), Normalisation(mean, std)
-
-
-def load_torchvision(
-    model: FastRCNN, tensors: dict[str, Tensor], normalisation: Normalisation, source: str
-) -> set[str]:
-    """Take over weights of VGG16 with torchvision's keys, as load_start does those with ours."""
-    layers = enumerate(backbones.vgg16().named_children())
-    ours = {f"features.{i}": f"backbone.{name}" for i, (name, layer) in layers if isinstance(layer, nn.Conv2d)}
-    ours |= {"classifier.0": "fc6", "classifier.3": "fc7"}
-    named = {f"{ours[key]}.{part}": tensors.get(f"{key}.{part}") for key in ours for part in ("weight", "bias")}
-    found = {name: tensor for name, tensor in named.items() if tensor is not None}
-    return load_start(model, found, normalisation, source)
+    return load_start(model, torchvision_weights.renamed(model, tensors), stated, name)
 
 
 def load_start(model: FastRCNN, tensors: dict[str, Tensor], normalisation: Normalisation, source: str) -> set[str]:
-    """Take over an ImageNet network; returns the names of the layers loaded.
+    """Take over an ImageNet network, by our names of its layers; returns the names of the layers loaded.
 
     IMAGENET1K_FEATURES has no fc layers, or NaN in their place. Raises FastRCNNError for convolutions that do not fit.
     """
     model.normalisation = normalisation
-    loaded = _copy_backbone(model, tensors, [f"backbone.{name}" for name, _ in _convolutions(model)], source)
-    weights = {name: tensors[f"{name}.weight"] for name in ("fc6", "fc7") if f"{name}.weight" in tensors}
-    if len(weights) < 2 or not all(torch.isfinite(weight).all() for weight in weights.values()):
+    loaded = _copy_convolutions(model, tensors, source)
+    weights = {name: tensors[f"{name}.weight"] for name in model.fc_layers if f"{name}.weight" in tensors}
+    if len(weights) < len(model.fc_layers) or not all(torch.isfinite(weight).all() for weight in weights.values()):
         return loaded
-    if any(weight.shape != getattr(model, name).weight.shape for name, weight in weights.items()):
+    if not _fits(model, tensors):
         log.warning("%s: fc6 and fc7 are of another size than model.fc_width asks for; they start at random", source)
         return loaded
     for name in weights:
         _copy(getattr(model, name), tensors, name, source)
     return loaded | set(weights)
+
+
+def _fits(model: FastRCNN, tensors: dict[str, Tensor]) -> bool:
+    """Whether fc6 and fc7, where the network has them, are among the tensors in its sizes."""
+    shapes = {f"{name}.weight": getattr(model, name).weight.shape for name in model.fc_layers}
+    return all(name in tensors and tensors[name].shape == shape for name, shape in shapes.items())
 
 
 def load_own_run(
@@ -132,15 +109,15 @@ def load_own_run(
     """
     saved, normalisation = _header(metadata, source)
     model.normalisation = NORMALISATIONS.get(config.model.normalisation, normalisation)
-    loaded = _copy_backbone(model, tensors, [f"backbone.{name}" for name, _ in _convolutions(model)], source)
-    if "fc6.weight" not in tensors or tensors["fc6.weight"].shape != model.fc6.weight.shape:
+    loaded = _copy_convolutions(model, tensors, source)
+    if not _fits(model, tensors):
         log.warning("%s: fc6 and fc7 are compressed or of another size; they start at random", source)
         return loaded
     layers = saved.model.pool_layers if "merge.weight" in tensors else None
     if layers and layers != model.config.pool_layers:
         log.warning("%s: its fc6 takes merged features of %s; fc6 and fc7 start at random", source, ", ".join(layers))
         return loaded
-    names = ["fc6", "fc7"]
+    names = [*model.fc_layers]
     if layers and model.merge is not None:
         model.merge.weight.copy_(tensors["merge.weight"])
         loaded.add("merge")
@@ -150,26 +127,26 @@ def load_own_run(
         log.info("%s: has another class list; cls_score and bbox_pred start at random", source)
     for name in names:
         _copy(getattr(model, name), tensors, name, source)
-    if config.solver.train_only is None or "fc6" in config.solver.train_only:
+    trained = config.solver.train_only
+    if model.fc_layers and (trained is None or "fc6" in trained):
         model.feature_scale.fill_(float(metadata["feature_scale"]))
         model.fc6.weight /= float(metadata["feature_scale"])
     return loaded | set(names)
 
 
-def _convolutions(model: FastRCNN) -> list[tuple[str, nn.Conv2d]]:
-    return [(name, layer) for name, layer in model.backbone.named_children() if isinstance(layer, nn.Conv2d)]
-
-
-def _copy_backbone(model: FastRCNN, tensors: dict[str, Tensor], keys: list[str], source: str) -> set[str]:
-    layers = dict(_convolutions(model))
-    for key, layer in zip(keys, layers.values(), strict=False):
-        _copy(layer, tensors, key, source)
-    return set(layers)
+def _copy_convolutions(model: FastRCNN, tensors: dict[str, Tensor], source: str) -> set[str]:
+    loaded = set()
+    for part, layers in (("backbone", model.backbone), ("conv5", model.conv5)):
+        for name, layer in layers.named_children():
+            if layer.state_dict():
+                _copy(layer, tensors, f"{part}.{name}", source)
+                loaded.add(name)
+    return loaded
 
 
 def _copy(layer: nn.Module, tensors: dict[str, Tensor], key: str, source: str) -> None:
-    for part in ("weight", "bias"):
-        target, tensor = getattr(layer, part), tensors.get(f"{key}.{part}")
+    for part, target in layer.state_dict().items():
+        tensor = tensors.get(f"{key}.{part}")
         if tensor is None or tensor.shape != target.shape:
             found = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
             raise FastRCNNError(f"{source}: {key}.{part} is {found}; this network needs {list(target.shape)}")
@@ -193,7 +170,8 @@ def fold(state: dict[str, Tensor], statistics: TargetStatistics) -> tuple[dict[s
     mean, std = statistics.mean.cpu().flatten(), statistics.std.cpu().flatten()
     tensors["bbox_pred.weight"] = tensors["bbox_pred.weight"].cpu() * std[:, None]
     tensors["bbox_pred.bias"] = tensors["bbox_pred.bias"].cpu() * std + mean
-    tensors["fc6.weight"] = tensors["fc6.weight"] * state["feature_scale"]
+    if "fc6.weight" in tensors:  # conv5 takes features as they are
+        tensors["fc6.weight"] = tensors["fc6.weight"] * state["feature_scale"]
     return tensors, float(state["feature_scale"])
 
 
@@ -226,7 +204,7 @@ def write_model(
 
 
 def write_start(path: str | Path, tensors: dict[str, Tensor], normalisation: Normalisation) -> None:
-    """Write layers for load_start: convolutions as backbone.conv1_1.weight, fc6.weight, fc7.weight, each with a bias."""
+    """Write layers for load_start: convolutions as backbone.conv1_1.weight, fc6.weight, fc7.weight, all with biases."""
     write_tensors(path, tensors, _metadata({}, normalisation, 1.0) | {"format": START})
 
 
@@ -273,7 +251,7 @@ def read_network(path: str | Path) -> tuple[Path, dict[str, Tensor], dict[str, A
 
 def _other_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
     """What a safetensors file is that holds no network of ours, and what to do."""
-    if metadata.get("format") == START or "features.0.weight" in tensors:
+    if metadata.get("format") == START or torchvision_weights.has_its_keys(tensors):
         return f"{path}: holds weights to start training from; name it as model.weights of a configuration and train"
     what = "holds proposals" if "boxes" in tensors else "is not a weights file of this program"
     return f"{path}: {what}; name a weights file of tools/train.py or a run's folder"
@@ -292,7 +270,7 @@ def load_model(path: str | Path, precision: str | None = None) -> tuple[FastRCNN
     try:
         with torch.device("meta"):  # no random start that would be thrown away
             model = FastRCNN(config.model, len(config.classes) + 1, precision or config.precision)
-            for name in ("fc6", "fc7"):
+            for name in model.fc_layers:
                 if f"{name}.V.weight" in tensors:
                     rank = tensors[f"{name}.V.weight"].shape[0]
                     setattr(model, name, factors(getattr(model, name), rank))

@@ -50,7 +50,7 @@ class FeatureCache:
         self.records, self.image = records, config.image
         self.folder = Path(config.feature_cache) / _key(model, config.image.train_long_side)
         self.digests = [_digest(record) for record in records]
-        self.dtype = torch.bfloat16 if model.precision == "bfloat16" else torch.float32
+        self.dtype = model.feature_type
         self.shapes = _shapes(model, {self._size(index, side) for index, _, side in self._entries()})
 
     def path(self, index: int, flip: bool, short_side: int) -> Path:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastrcnn.config_train import SolverConfig
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.model.backbones import learns
 from fastrcnn.model.fast_rcnn import FastRCNN
 
 
@@ -83,9 +84,7 @@ def schedule(config: SolverConfig, iteration: int) -> float:
 
 def check_head_first(model: FastRCNN, config: SolverConfig) -> None:
     """Raise FastRCNNError for solver.head_iterations where no convolution learns afterwards."""
-    if config.head_iterations and not any(
-        isinstance(layer, nn.Conv2d) for layer in model.backbone[model.frozen_depth :]
-    ):
+    if config.head_iterations and not any(map(learns, model.backbone[model.frozen_depth :])):
         raise FastRCNNError(
             f"solver.head_iterations is {config.head_iterations}, but model.freeze_up_to={model.config.freeze_up_to} "
             "lets no convolution learn afterwards; set it to 0, or freeze fewer layers"

@@ -98,7 +98,7 @@ def first_batches(dataset: BatchDataset) -> list[Batch]:
 def start_head(model: FastRCNN, loaded: set[str], first: Sequence[Batch], per_image: int, device: torch.device) -> None:
     """Fit layers that were not `loaded` to the features of the RoIs that training will see first, `per_image` of each
     image: the scale of fc6 and fc7, or, where fc6 came with weights for features that were not merged, of its input."""
-    fresh = not {"fc6", "fc7"} <= loaded
+    fresh = not {*model.fc_layers} <= loaded
     if not fresh and (model.merge is None or "merge" in loaded):
         return
     pooled = []

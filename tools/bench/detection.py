@@ -89,7 +89,7 @@ def detection_stages(detector: Any) -> Callable[[Stages], None]:
         for layer in detector.model.backbone:
             stages.hook(layer, "conv")
         stages.wrap(fast_rcnn, "pool_for_inference", "RoI pool")
-        for stage in ("fc6", "fc7"):
+        for stage in detector.model.fc_layers or ("conv5",):
             stages.hook(getattr(detector.model, stage), stage)
         for layer in (detector.model.cls_score, detector.model.bbox_pred):
             stages.hook(layer, "siblings")

@@ -166,7 +166,7 @@ class Training:
         for i, layer in enumerate(self.model.backbone):
             stages.hook(layer, "frozen conv" if i < self.model.frozen_depth else "conv", learning)
         stages.wrap(fast_rcnn, "roi_pool", "RoI pool")
-        for stage in ("fc6", "fc7"):
+        for stage in self.model.fc_layers or ("conv5",):
             stages.hook(getattr(self.model, stage), stage, learning)
         for layer in (self.model.cls_score, self.model.bbox_pred):
             stages.hook(layer, "siblings", learning)

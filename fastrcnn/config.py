@@ -15,10 +15,12 @@ from fastrcnn.config_data import DataConfig
 from fastrcnn.config_old import without_old_values
 from fastrcnn.config_recipes import with_recipe
 from fastrcnn.config_rules import (
+    LARGEST,
     STORED,
     BelowOne,
     ConfigError,
     Count,
+    CountOrZero,
     Fraction,
     PathText,
     Section,
@@ -91,8 +93,23 @@ class ModelConfig(Section, title="model"):
     """Layers whose output RoIs are pooled from, merged to as many channels as the last has (skip pooling, as in ION,
     arXiv 1512.04143): such as [pool4, conv5_3]; null: the last alone. Of frozen layers only the last one's output is
     at hand: pool4 with freeze_up_to conv4_3."""
+    roi_features: Literal["roi_pool", "roi_align", "spp", "warp"] = "roi_pool"
+    """How RoIs become what fc6 takes. roi_pool: Fast R-CNN. roi_align: means of interpolated samples, nothing rounded
+    (Mask R-CNN, arXiv 1703.06870). spp: a pyramid of bins (SPPnet, arXiv 1406.4729). warp: each RoI is cut out, warped
+    to one size and goes through all layers on its own (R-CNN, arXiv 1311.2524): some hundred times slower."""
     pool_size: Count = 7
-    """RoI pooling gives pool_size x pool_size bins."""
+    """pool_size x pool_size bins for each RoI; for spp see pyramid."""
+    pyramid: Annotated[list[Count], Field(min_length=1)] = [6, 3, 2, 1]
+    """Of spp: bins on a side in each level; 50 bins in all (SPPnet, section 4.1)."""
+    sampling_ratio: CountOrZero = 2
+    """Of roi_align: samples on a side in each bin (Mask R-CNN, section 3: four in all); 0: one for each cell, or part
+    of one, that a bin spans."""
+    aligned: bool = True
+    """Of roi_align: cell 0 has its centre half a cell from the edge of the picture; false, as in Mask R-CNN's first
+    code: on the edge, and RoIs are at least one cell wide and high."""
+    warp_size: Annotated[int, Field(ge=33, le=LARGEST)] = 224
+    """Of warp: width and height in pixels, of which 16 on each side are context; R-CNN has 224 for VGG16, 227 for
+    CaffeNet."""
     dropout: BelowOne = 0.5
     """After fc6 and fc7."""
     size_to_last_pixel: bool = False
@@ -105,6 +122,16 @@ class ModelConfig(Section, title="model"):
         fc6, fc7 = self.fc_width if isinstance(self.fc_width, list) else (self.fc_width, self.fc_width)
         return fc6, fc7
 
+    @property
+    def bins(self) -> list[int]:
+        """Bins on a side of what a RoI is pooled into; of a pyramid, for each level."""
+        return self.pyramid if self.roi_features == "spp" else [self.pool_size]
+
+    @property
+    def bins_per_roi(self) -> int:
+        """All of them."""
+        return sum(size**2 for size in self.bins)
+
     @model_validator(mode="after")
     def _conv5_is_the_head(self) -> "ModelConfig":
         if self.backbone == "resnet50":
@@ -113,8 +140,17 @@ class ModelConfig(Section, title="model"):
             for key, default, value in (("fc_width", 4096, self.fc_width), ("dropout", 0.5, self.dropout)):
                 rule = f"{default}, its default, with backbone resnet50, which has no fc6 and fc7"
                 self.require(value == default, key, rule, "backbone")
+            rule = "roi_pool, roi_align or warp with backbone resnet50: its conv5 takes one map of each RoI, no pyramid"
+            self.require(self.roi_features != "spp", "roi_features", rule, "backbone")
             rule = "null with backbone resnet50: its conv5 takes features of conv4 alone"
             self.require(not self.pool_layers, "pool_layers", rule, "backbone")
+        return self
+
+    @model_validator(mode="after")
+    def _one_map_or_several(self) -> "ModelConfig":
+        rule = "null with model.roi_features spp or warp: SPPnet and R-CNN have features of the last layer alone"
+        alone = self.roi_features in ("spp", "warp")
+        self.require(not (alone and self.pool_layers), "pool_layers", rule, "roi_features")
         return self
 
 
@@ -212,6 +248,16 @@ class Config(Section):
     def _head_comes_before_something(self) -> "Config":
         rule = "0 where model.freeze_up_to is null: convolutions that start at random have nothing to keep"
         self.require(not self.solver.head_iterations or bool(self.model.freeze_up_to), "solver.head_iterations", rule)
+        return self
+
+    @model_validator(mode="after")
+    def _whole_pictures_have_features(self) -> "Config":
+        warp = self.model.roi_features == "warp"
+        rule = "false with model.roi_features warp: no layer sees the whole picture, and RoIs are drawn anew each time"
+        self.require(not (warp and self.cache_features), "cache_features", rule, "model.roi_features")
+        rule = "null with model.roi_features warp: all layers would run on every candidate"
+        candidates = self.sampling.hard_candidates
+        self.require(not (warp and candidates), "sampling.hard_candidates", rule, "model.roi_features")
         return self
 
     @model_validator(mode="after")

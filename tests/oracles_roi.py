@@ -111,3 +111,87 @@ def merged(parts, weight):
                     column += [v / rms if rms else 0.0 for v in values]
                 result[-1][y][x] = sum(w * v for w, v in zip(row, column, strict=True))
     return result
+
+
+def spp_cells_oracle(roi, stride: int, offset: float) -> list[int]:
+    """The first and last cells whose centres are strictly inside, by trying; the middle of the two if there is none."""
+    edges = []
+    for low, high in ((roi[0], roi[2]), (roi[1], roi[3])):
+        first, last = -1000, 1000
+        while offset + stride * first <= low:
+            first += 1
+        while offset + stride * last >= high:
+            last -= 1
+        edges.append(((first + last) // 2,) * 2 if first > last else (first, last))
+    (x1, x2), (y1, y2) = edges
+    return [x1, y1, x2, y2]
+
+
+def spp_oracle(feature: np.ndarray, rois, pyramid, stride: int, offset: float) -> np.ndarray:
+    """feature [C, h, w], rois [R, 4] in scaled pixels -> [R, C, B]: whole-number bins of RoIs clamped to the map."""
+    channels, height, width = feature.shape
+    result = []
+    for roi in rois:
+        x1, y1, x2, y2 = spp_cells_oracle([float(v) for v in roi], stride, offset)
+        x1, x2 = (min(max(x, 0), width - 1) for x in (x1, x2))
+        y1, y2 = (min(max(y, 0), height - 1) for y in (y1, y2))
+        w, h = x2 - x1 + 1, y2 - y1 + 1
+        bins = []
+        for n in pyramid:
+            for i in range(n):
+                for j in range(n):
+                    ys = range(y1 + i * h // n, y1 - (-(i + 1) * h // n))
+                    xs = range(x1 + j * w // n, x1 - (-(j + 1) * w // n))
+                    bins.append([max(feature[c, y, x] for y in ys for x in xs) for c in range(channels)])
+        result.append(np.array(bins).T)
+    return np.stack(result)
+
+
+def interpolated(plane: np.ndarray, y: float, x: float) -> float:
+    """The value of a plane [h, w] between the whole numbers, which are the centres of its cells; its edge goes on."""
+    y, x = (min(max(v, 0.0), size - 1.0) for v, size in zip((y, x), plane.shape, strict=True))
+    total = 0.0
+    for row in (math.floor(y), math.floor(y) + 1):
+        for column in (math.floor(x), math.floor(x) + 1):
+            weight = (1 - abs(y - row)) * (1 - abs(x - column))
+            if weight > 0:
+                total += weight * float(plane[row, column])
+    return total
+
+
+def roi_align_oracle(feature, rois, pool_size: int, spatial_scale: float, samples: int, aligned: bool) -> np.ndarray:
+    """feature [C, h, w], half-open rois [R, 4] in scaled pixels -> [R, C, P, P]: figure 3 of Mask R-CNN. A sample more
+    than a cell beyond the centres of the outer cells is 0."""
+    channels, height, width = feature.shape
+    pooled = np.zeros((len(rois), channels, pool_size, pool_size))
+    for r, roi in enumerate(rois):
+        x1, y1, x2, y2 = (float(v) * spatial_scale - (0.5 if aligned else 0.0) for v in roi)
+        h, w = (y2 - y1, x2 - x1) if aligned else (max(y2 - y1, 1.0), max(x2 - x1, 1.0))
+        down, across = (samples or math.ceil(side / pool_size) for side in (h, w))
+        for i in range(pool_size):
+            for j in range(pool_size):
+                for c in range(channels):
+                    values = []
+                    for k in range(down):
+                        for m in range(across):
+                            y = y1 + (i + (k + 0.5) / down) * h / pool_size
+                            x = x1 + (j + (m + 0.5) / across) * w / pool_size
+                            off = y < -1 or y > height or x < -1 or x > width
+                            values.append(0.0 if off else interpolated(feature[c], y, x))
+                    pooled[r, c, i, j] = sum(values) / max(len(values), 1)
+    return pooled
+
+
+def warp_oracle(image: np.ndarray, box, scale: float, size: int) -> np.ndarray:
+    """image [3, H, W] in scaled pixels, a half-open box in image pixels -> [3, size, size], 16 pixels of it context."""
+    height, width = image.shape[1:]
+    inner, result = size - 32, np.zeros((3, size, size))
+    for i in range(size):
+        for j in range(size):
+            # The box fills what is within the context; a pixel's centre is half a pixel from its edge.
+            x = scale * (box[0] + (box[2] - box[0]) * (j + 0.5 - 16) / inner)
+            y = scale * (box[1] + (box[3] - box[1]) * (i + 0.5 - 16) / inner)
+            if 0 <= x < width and 0 <= y < height:
+                for c in range(3):
+                    result[c, i, j] = interpolated(image[c], y - 0.5, x - 0.5)
+    return result

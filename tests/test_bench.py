@@ -15,7 +15,7 @@ sys.path.append(str(TOOLS))
 from fastrcnn.config import ModelConfig  # noqa: E402
 from fastrcnn.model.fast_rcnn import FastRCNN  # noqa: E402
 
-from bench import detection, parts, training  # noqa: E402
+from bench import detection, parts, systems, training  # noqa: E402
 from bench.report import as_text  # noqa: E402
 from bench.timing import Stages  # noqa: E402
 
@@ -75,6 +75,21 @@ def test_detection_and_the_assembly_find_the_same():
     }
     shares = [row["share"] for row in result["stages"]["float32"]]
     assert sum(shares) == pytest.approx(1)
+
+
+def test_systems_of_table_4():
+    result = systems.systems(rounds=1, small=True, proposals=40)
+    names = ["Fast R-CNN", "Fast R-CNN, SVD 16/8", "SPPnet, five scales", "R-CNN, 8 of 40 proposals"]
+    assert list(result["cases"]) == names
+    whole = result["cases"][names[3]]
+    assert whole["seconds an image"] == pytest.approx(5e-3 * whole["ms"])
+    assert whole["times as fast as R-CNN"] == result["cases"][names[2]]["times as fast as SPPnet"] == 1
+    stages = [{row["stage"] for row in result["stages"][name]} for name in names]
+    assert {"conv", "RoI pool", "fc6", "fc7", "rest"} < stages[0] == stages[2] and "warp" in stages[3] - stages[0]
+    conv = [{row["stage"]: row["gflop"] for row in result["stages"][name]}["conv"] for name in names]
+    pixels = sum(side * min(4 / 3 * side, 2000) for side in systems.FIVE_SCALES) / (600 * 800)
+    assert conv[2] / conv[0] == pytest.approx(pixels, rel=0.01)
+    assert conv[3] / conv[0] == pytest.approx(8 * 224**2 / (600 * 800), rel=0.02)
 
 
 def test_a_training_step_by_stages():

@@ -132,6 +132,25 @@ MISTAKES = [
         {"sampling": {"hard_candidates": 300, "background_iou": [0.2, 0.5]}},
         "sampling.background_iou is [0.2, 0.5]; it must be a list that starts with 0.0 or the default 0.1",
     ),
+    ({"model": {"roi_features": "crop"}}, "it must be one of roi_pool, roi_align, spp, warp"),
+    ({"model": {"warp_size": 32}}, "model.warp_size is 32; it must be a whole number at least 33"),
+    ({"model": {"pyramid": [6, 0]}}, "model.pyramid.1 is 0"),
+    (
+        {"model": {"roi_features": "spp", "pool_layers": ["pool4", "conv5_3"]}},
+        "model.pool_layers is ['pool4', 'conv5_3']; it must be null with model.roi_features spp or warp",
+    ),
+    (
+        {"model": {"backbone": "resnet50", "roi_features": "spp"}},
+        "model.roi_features is 'spp'; it must be roi_pool, roi_align or warp with backbone resnet50",
+    ),
+    (
+        {"model": {"roi_features": "warp"}, "cache_features": True},
+        "cache_features is True; it must be false with model.roi_features warp",
+    ),
+    (
+        {"model": {"roi_features": "warp"}, "sampling": {"hard_candidates": 300}},
+        "sampling.hard_candidates is 300; it must be null with model.roi_features warp",
+    ),
     ({"model": {"backbone": "vgg61"}}, "model.backbone is 'vgg61'; it must be one of vgg16, vgg_cnn_m_1024, caffenet"),
     ({"model": {"dropout": 1.0}}, "at least 0 and less than 1"),
     ({"model": {"weights": 3}}, "model.weights is 3; it must be text that is not empty or null"),

@@ -59,6 +59,24 @@ def test_detection_computes_what_training_computes(saved):
     assert torch.allclose(boxes, box_ops.clip(moved, 120, 90), atol=1e-2)
 
 
+@pytest.mark.parametrize("kind", ["roi_align", "spp", "warp"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_other_features_of_rois_are_detected_by_as_trained_by(tree, kind, precision):
+    tree["model"] |= {"roi_features": kind, "warp_size": 48, "pyramid": [3, 1], "pool_size": 3}
+    config = configs.from_dict({**tree, "precision": precision})
+    model = build(config)
+    model.cls_score.weight.data.normal_(std=0.5)
+    rois = torch.from_numpy(some_proposals(30))
+    scores, boxes = Detector(model, config, torch.device("cpu")).classify(PICTURE, rois)
+    pixels = prepare_image(PICTURE, 96 / 90, model.normalisation.mean, model.normalisation.std)
+    with torch.no_grad():
+        raw, deltas = model([model.frozen_features(pixels)], [rois], [96 / 90], None)
+    assert torch.allclose(scores, raw.softmax(dim=1), atol=1e-5 if precision == "float32" else 0.1)
+    assert torch.allclose(
+        boxes, box_ops.clip(box_ops.decode(rois, deltas), 120, 90), atol=0.01 if precision == "float32" else 3
+    )
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_detector_leaves_the_model_as_it_is(saved, precision):
     """Two detectors on one model find the same, the model computes as before, and changing it changes no detector."""

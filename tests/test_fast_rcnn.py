@@ -50,6 +50,16 @@ def test_images_of_another_size_in_the_batch_change_nothing():
                 assert torch.allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["roi_pool", "roi_align", "spp", "warp"])
+def test_an_image_may_have_no_rois(kind):
+    model = network(roi_features=kind, warp_size=48)
+    with torch.no_grad():
+        features = model.features(images((64, 80), (96, 72)))
+    rois = [torch.empty(0, 4), model.project(ROIS[1], 1.0)]
+    assert model.pool(features, rois).flatten(1).shape == (1, model.fc6.in_features)
+    assert [len(rows) for rows in model.pool_for_inference(features, rois)] == [0, 1]
+
+
 def test_frozen_layers_get_no_gradient_and_all_others_do():
     model = network()
     scores, deltas = outputs(model, images((64, 80), (64, 80)), seed=1)

@@ -37,9 +37,9 @@ def test_many_boxes_take_the_same_way():
     assert found.tolist() == slow_hardest(boxes.tolist(), labels.tolist(), losses.tolist(), 500)
 
 
-def example(counts, dropout=0.0):
+def example(counts, dropout=0.0, **settings):
     """A network, and a batch of two images with so many candidates each."""
-    model = network(dropout=dropout)
+    model = network(dropout=dropout, **settings)
     config = configs.from_dict({"classes": ["a", "b", "c", "d"], "sampling": {"rois_per_batch": 16}})
     config.sampling.hard_candidates = 100
     rng = np.random.default_rng(3)
@@ -76,10 +76,11 @@ def test_the_batch_is_what_the_loop_chooses(counts):
     assert all(map(torch.equal, found.images, batch.images))
 
 
+@pytest.mark.parametrize("kind", ["roi_pool", "roi_align", "spp"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_scores_without_a_gradient_are_those_of_training(precision):
+def test_scores_without_a_gradient_are_those_of_training(precision, kind):
     """Also above the 512 RoIs that are pooled at a time; the maps have a gradient, the scores have none."""
-    model, _, batch, _ = example((700, 9))
+    model, _, batch, _ = example((700, 9), roi_features=kind)
     model.precision = precision
     features = model.features(batch.images)
     assert all(m.requires_grad for maps in features for m in maps)

@@ -79,6 +79,14 @@ def test_resume_equals_the_unbroken_run_bit_for_bit(tree, tmp_path, stop, worker
     assert lines == sorted(set(lines))
 
 
+@pytest.mark.parametrize("kind", ["roi_align", "spp", "warp"])
+def test_resume_is_exact_with_other_features_of_rois(tree, tmp_path, kind):
+    tree["model"] |= {"roi_features": kind, "pyramid": [3, 2, 1], "warp_size": 40, "pool_size": 3}
+    unbroken = train(config_of(tree, tmp_path / "a", max_iterations=4))
+    train(config_of(tree, tmp_path / "b", max_iterations=2))
+    assert same_weights(unbroken, train(config_of(tree, tmp_path / "b", max_iterations=4), resume=True))
+
+
 @pytest.mark.parametrize("stop", [2, 4])
 def test_resume_is_exact_with_the_head_first_and_a_falling_rate(tree, tmp_path, stop):
     """Stopped inside the head's iterations (3), and after them."""

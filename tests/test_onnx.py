@@ -14,8 +14,9 @@ import torch
 import fastrcnn
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
+from fastrcnn.config import ModelConfig
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.model.roi_features import project, roi_pool
+from fastrcnn.model.roi_features import RoIFeatures, project
 from fastrcnn.model.score_thresholds import ScoreThresholds, store_thresholds
 from fastrcnn.model.svd import compress_weights
 from fastrcnn.model.weights import build, load_model, save_weights
@@ -94,11 +95,18 @@ def test_roi_pooling_is_the_same_to_the_bit(scale, stride):
     ]
     rois = torch.from_numpy(np.vstack((halves, anywhere, far)).astype(np.float32))
     features = torch.relu(torch.randn(3, 130, 140))
-    expected = roi_pool([features], [project(rois, scale)], 7, 1 / stride).flatten(1).numpy()
+    expected = RoIFeatures(ModelConfig(), stride, 0.0).pool([features], [project(rois, scale)]).flatten(1).numpy()
     found = pooled_by_onnx(features, rois, scale, stride)
     assert (expected == 0).any(axis=1).sum() > 10, "some bins lie off the map"
     # onnxruntime starts a bin at the smallest positive float32, 1e-38, and leaves it there when all else is 0.
     assert np.array_equal(np.where(found < 1e-37, 0, found), expected)
+
+
+@pytest.mark.parametrize("kind", ["roi_align", "spp", "warp"])
+def test_other_features_than_those_of_roi_pooling_are_refused(tree, tmp_path, kind):
+    weights = sure_network({**tree, "model": {**tree["model"], "roi_features": kind}}, tmp_path / "model.safetensors")
+    with pytest.raises(FastRCNNError, match=f"has model.roi_features {kind}, and the export does roi_pool alone"):
+        export.export_onnx(weights, tmp_path / "model.onnx")
 
 
 def vgg16(tree):

@@ -14,7 +14,7 @@ from fastrcnn.detect.detector import Detector
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import prepare_image
 from fastrcnn.model.fast_rcnn import FastRCNN, rms
-from fastrcnn.model.roi_features import channels_first, project, roi_pool
+from fastrcnn.model.roi_features import RoIFeatures, channels_first, project
 from fastrcnn.model.skip_pooling import Merge
 from fastrcnn.model.svd import compress_weights
 from fastrcnn.model.weights import build, initialise, load_model, save_weights
@@ -73,7 +73,10 @@ def test_each_layer_is_pooled_at_its_own_stride():
     rois = [project(ROIS[0], 1.0)]
     with torch.no_grad():
         model.backbone(picture[None])
-        parts = [roi_pool(list(m), rois, 7, 1 / s) for m, s in zip(seen.values(), model.strides, strict=True)]
+        parts = [
+            RoIFeatures(ModelConfig(), stride, 0.0).pool(list(maps), rois)
+            for maps, stride in zip(seen.values(), model.strides, strict=True)
+        ]
         assert torch.equal(model.pool(model.features([picture]), rois), model.merge(parts))
 
 
@@ -87,7 +90,7 @@ def test_inference_pools_what_training_pools(layers, precision):
     with torch.no_grad():
         features = model.features(images((64, 80), (96, 72)))
         plain = model.pool(features, rois).flatten(1)
-        fast = torch.cat([channels_first(chunk, 7) for chunk in model.pool_for_inference(features, rois)])
+        fast = torch.cat([channels_first(chunk, 49) for chunk in model.pool_for_inference(features, rois)])
     close = {"atol": 1e-5} if precision == "float32" else {"atol": 0.03, "rtol": 0.02}
     assert torch.allclose(fast.float(), plain, **close) if layers else torch.equal(fast.float(), plain)
 

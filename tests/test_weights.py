@@ -147,6 +147,17 @@ def test_a_file_to_start_from_brings_its_normalisation_and_the_layers_that_fit(s
         load_model(start)
 
 
+def test_fc6_of_other_bins_is_not_taken_over_though_they_are_as_many(tree, tmp_path):
+    """A pyramid of 6x6, 3x3 and 2x2 has as many bins as 7x7, in another order."""
+    config = configs.from_dict(tree)
+    statistics = TargetStatistics(torch.zeros(6, 4), torch.ones(6, 4))
+    save_weights(tmp_path / "model.safetensors", build(config), config, statistics)
+    tree["model"]["weights"] = str(tmp_path / "model.safetensors")
+    for change, same in (({"roi_features": "roi_align"}, True), ({"roi_features": "spp", "pyramid": [6, 3, 2]}, False)):
+        other = configs.from_dict({**tree, "model": tree["model"] | change})
+        assert ("fc6" in initialise(build(other), other)) == same
+
+
 def test_torchvision_weights_are_fetched_by_name(tree, tmp_path, monkeypatch):
     """The real download code, from a local address: NaN in place of fc layers, as IMAGENET1K_FEATURES has."""
     tensors = vgg_tensors(with_fc=True)

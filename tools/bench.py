@@ -4,6 +4,7 @@
   bench.py detect WEIGHTS IMAGE   your network on your picture, with proposals by selective search
   bench.py train                  an iteration of N=2, R=128 on such pictures
   bench.py train --cached         the same from stored features: short side 400, fc layers of 1024, bfloat16
+  bench.py systems                Table 4 of the paper: Fast R-CNN, with SVD, SPPnet and R-CNN, and their parts
   bench.py roi_pool | nms | evaluate | proposals | start
 
 The floor is the arithmetic (multiply-adds of convolutions and fully connected layers, backward of trained layers only)
@@ -13,16 +14,20 @@ medians. On the CPU only.
 
 import json
 import sys
+from functools import partial
 
 from _common import parser, run
+
+WORDS = ("detect", "train", "systems", "roi_pool", "nms", "evaluate", "proposals", "start")
 
 
 def main() -> None:
     args = parser(__doc__)
-    args.add_argument("what", choices=("detect", "train", "roi_pool", "nms", "evaluate", "proposals", "start"))
+    args.add_argument("what", choices=WORDS)
     args.add_argument("weights", metavar="WEIGHTS", nargs="?", help="detect: a weights file")
     args.add_argument("image", metavar="IMAGE", nargs="?", help="detect: a picture")
     args.add_argument("--cached", action="store_true", help="train: from stored features")
+    args.add_argument("--proposals", metavar="N", type=int, help="systems: of the picture (default 2000)")
     args.add_argument("--rounds", type=int, default=7, help="turns whose median is given (default 7)")
     args.add_argument("--small", action="store_true", help="small sizes, to try this tool")
     args.add_argument("--json", action="store_true", help="print JSON")
@@ -32,7 +37,10 @@ def main() -> None:
     if args.cached and args.what != "train":
         sys.exit("error: --cached goes with train")
 
-    from bench import detection, parts, training
+    if args.proposals is not None and (args.what != "systems" or args.proposals < 1):
+        sys.exit("error: --proposals N goes with systems, and is at least 1")
+
+    from bench import detection, parts, systems, training
     from bench.report import as_text, machine
 
     if args.weights:
@@ -43,6 +51,7 @@ def main() -> None:
         work = {
             "detect": detection.detect,
             "train": training.train,
+            "systems": partial(systems.systems, proposals=args.proposals or 2000),
             "roi_pool": parts.pooling,
             "nms": parts.suppression,
             "evaluate": parts.evaluation,

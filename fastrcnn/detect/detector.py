@@ -29,7 +29,7 @@ from fastrcnn.images import prepare_image
 from fastrcnn.inputs import Picture, as_pixels, as_rois
 from fastrcnn.model.backbones import without_batch_norm
 from fastrcnn.model.fast_rcnn import FastRCNN, Features
-from fastrcnn.model.roi_features import bins_first, project, unique_rois
+from fastrcnn.model.roi_features import bins_first, unique_rois
 from fastrcnn.model.score_thresholds import ScoreThresholds
 
 log = logging.getLogger(__name__)
@@ -265,7 +265,7 @@ class Detector:
     def _head(self, features: Features, scale: float, rois: Float32[Tensor, "R 4"]) -> Rows:
         """Probabilities of RoIs of one feature map, and boxes that are not clipped yet."""
         model = self.model
-        projected = project(rois, scale)
+        projected = model.project(rois, scale)
         # RoIs that round to the same cells have the same features: pool and multiply one of them for all.
         distinct, inverse = unique_rois(model.cells(projected))
         chunks = model.pool_for_inference(features, [projected[distinct]])
@@ -283,7 +283,7 @@ def _copied(model: FastRCNN, device: torch.device) -> FastRCNN:
         dtype = torch.bfloat16 if name.partition(".")[0] in reduced else weight.dtype
         copy = weight.detach().to(device, dtype, copy=True)
         if name in ("fc6.weight", "fc6.V.weight"):
-            copy = bins_first(copy, model.config.pool_size)
+            copy = bins_first(copy, model.config.bins_per_roi)
         copies[id(weight)] = nn.Parameter(copy, requires_grad=False)
     copied = deepcopy(model, copies).to(device).eval()  # deepcopy takes what is in its memo for a copy made already
     copied.bins_first = True

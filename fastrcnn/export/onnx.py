@@ -92,6 +92,10 @@ def export_onnx(weights: str | Path, output: str | Path, pictures: Sequence[str 
     refuse_overwrite([weights_file(weights), *pictures], [output])
     shown = [(Path(path).stem, read_image(path)) for path in pictures] or [("made", draw_image(seed=1, i=0)[0])]
     model, config = load_model(weights, "float32")
+    if config.model.roi_features != "roi_pool":
+        raise FastRCNNError(
+            f"{weights}: has model.roi_features {config.model.roi_features}, and the export does roi_pool alone"
+        )
     size = sum(4 * p.numel() for p in model.parameters())
     if size > LIMIT:
         raise FastRCNNError(

@@ -11,16 +11,18 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Shaped
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fastrcnn.config import ModelConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model import backbones
 from fastrcnn.model.receptive_field import receptive_field
-from fastrcnn.model.roi_features import channels_first, pool_for_inference, project, roi_cells, roi_pool, unique_rois
+from fastrcnn.model.roi_features import RoIFeatures, channels_first, unique_rois
 from fastrcnn.model.score_thresholds import ScoreThresholds
 from fastrcnn.model.skip_pooling import Merge, pooled_ends
+from fastrcnn.model.warp import CROPS_PER_CHUNK, context_windows, warp
 
 Features = list[list[Float[Tensor, "_ _ _"]]]  # for each layer that RoIs are pooled from, the map of each image
 
@@ -50,10 +52,12 @@ class FastRCNN(nn.Module):
             layer.requires_grad_(False)
 
         self.pooled_ends = pooled_ends(self.backbone, config, self.frozen_depth)
-        self.strides = [receptive_field(self.backbone[:end]).stride for end in self.pooled_ends]
+        fields = [receptive_field(self.backbone[:end]) for end in self.pooled_ends]
+        self.strides = [field.stride for field in fields]
+        self.roi_features = [RoIFeatures(config, field.stride, field.offset) for field in fields]
         channels = [backbones.output_channels(self.backbone[:end]) for end in self.pooled_ends]
         self.bins_first = False  # the order of what fully_connected takes: a detector's has that of pool_for_inference
-        self._make_head(channels[-1] * config.pool_size**2)
+        self._make_head(channels[-1] * config.bins_per_roi)
         self.merge = Merge(channels) if len(channels) > 1 else None
         # train/step.py sets it, saving folds it into fc6.
         self.register_buffer("feature_scale", torch.ones(()))
@@ -101,8 +105,11 @@ class FastRCNN(nn.Module):
     def frozen_features(self, image: Float[Tensor, "3 H W"]) -> Float[Tensor, "c _ _"]:
         """The layers that never change: a normalised image -> their output, without gradient.
 
-        One image a call, so that the numbers do not depend on the company an image has in its batch.
+        One image a call, so that the numbers do not depend on the company an image has in its batch. Where RoIs are
+        warped no layer sees the whole image, and it comes back as it is.
         """
+        if self.warps:
+            return image
         with torch.no_grad(), self._reduced_precision():
             maps = image[None].contiguous(memory_format=torch.channels_last)
             for layer in self.backbone[: self.frozen_depth]:
@@ -112,8 +119,11 @@ class FastRCNN(nn.Module):
     def trained_features(self, maps: list[Float[Tensor, "c _ _"]]) -> Features:
         """The layers that learn: N outputs of frozen_features -> N feature maps of each pooled layer.
 
-        Images of equal size share a call; none is padded, so that no feature is computed from padding.
+        Images of equal size share a call; none is padded, so that no feature is computed from padding. Where RoIs are
+        warped, the images themselves.
         """
+        if self.warps:
+            return [maps]
         result, segments = [list(maps) for _ in self.pooled_ends], [*pairwise([self.frozen_depth, *self.pooled_ends])]
         with self._reduced_precision():
             for shape in dict.fromkeys(m.shape for m in maps):
@@ -129,37 +139,72 @@ class FastRCNN(nn.Module):
         """N normalised images, whose sizes may differ -> N feature maps of each pooled layer."""
         return self.trained_features([self.frozen_features(image) for image in images])
 
-    def cells(self, rois: Float[Tensor, "R 4"]) -> Int64[Tensor, "R _"]:
-        """The cells of RoIs (scaled pixels) in every pooled map: RoIs that share them all have the same features."""
-        return torch.cat([roi_cells(rois, 1 / stride) for stride in dict.fromkeys(self.strides)], dim=1)
+    @property
+    def warps(self) -> bool:
+        """Whether each RoI goes through all layers on its own, as in R-CNN."""
+        return self.config.roi_features == "warp"
 
-    def _merged(self, parts: list[Float[Tensor, "R _ P P"]]) -> Float[Tensor, "R C P P"]:
+    def project(self, boxes: Float32[Tensor, "R 4"], scale: float) -> Float32[Tensor, "R 4"]:
+        """Half-open boxes in image pixels -> RoIs in scaled pixels, as `pool` takes them; `scale` is scaled pixels per
+        image pixel."""
+        if self.warps:
+            return context_windows(boxes, scale, self.config.warp_size)
+        return self.roi_features[-1].project(boxes, scale)
+
+    def cells(self, rois: Float[Tensor, "R 4"]) -> Shaped[Tensor, "R _"]:
+        """What the features of projected RoIs depend on, their cells in every pooled map or, in ways without cells, the
+        RoIs: those that share them all have the same features."""
+        if self.warps:
+            return rois
+        of_strides = {layer.stride: layer for layer in self.roi_features}
+        return torch.cat([layer.cells(rois) for layer in of_strides.values()], dim=1)
+
+    def _merged(self, parts: list[Float[Tensor, "R _ *bins"]]) -> Float[Tensor, "R C *bins"]:
         if self.merge is None:
             return parts[0]
         with self._reduced_precision():
             return self.merge(parts)
 
-    def pool(self, features: Features, rois: list[Float[Tensor, "_ 4"]]) -> Float[Tensor, "R C P P"]:
-        """What fc6 takes, with gradient, of each image's RoIs (scaled pixels), in the order of the images."""
-        size = self.config.pool_size
-        return self._merged(
-            [roi_pool(maps, rois, size, 1 / stride) for maps, stride in zip(features, self.strides, strict=True)]
-        )
+    def pool(self, features: Features, rois: list[Float[Tensor, "_ 4"]]) -> Float[Tensor, "R C *bins"]:
+        """What fc6 takes, with gradient, of each image's projected RoIs, in the order of the images."""
+        if self.warps:
+            return torch.cat([part for pair in zip(features[0], rois, strict=True) for part in self._warped(*pair)])
+        layers = zip(self.roi_features, features, strict=True)
+        return self._merged([layer.pool(maps, rois) for layer, maps in layers])
 
     @torch.no_grad()
     def pool_for_inference(
         self, features: Features, rois: list[Float32[Tensor, "_ 4"]]
-    ) -> Iterator[Float[Tensor, "_ PPC"]]:
-        """The values of `pool` without gradient, chunk by chunk: as pool_for_inference of roi_features.py.
+    ) -> Iterator[Float[Tensor, "_ BC"]]:
+        """The values of `pool` without gradient, chunk by chunk: as RoIFeatures.pool_for_inference.
 
         Layers are merged bin by bin, before bins are copied to the RoIs that share them.
         """
+        if self.warps:
+            for pair in zip(features[0], rois, strict=True):
+                yield from (part.flatten(2).transpose(1, 2).flatten(1) for part in self._warped(*pair))
+            return
         layers = []
-        for i, (maps, stride) in enumerate(zip(features, self.strides, strict=True)):
+        for i, (layer, maps) in enumerate(zip(self.roi_features, features, strict=True)):
             each = partial(self._merged_bins, self.merge, i) if self.merge else None
-            layers.append(pool_for_inference(maps, rois, self.config.pool_size, 1 / stride, each))
+            layers.append(layer.pool_for_inference(maps, rois, each))
         for parts in zip(*layers, strict=True):
             yield reduce(torch.add, parts)
+
+    def _warped(self, image: Float[Tensor, "3 H W"], rois: Float[Tensor, "R 4"]) -> Iterator[Float[Tensor, "_ C P P"]]:
+        """R-CNN: all layers on each RoI alone, then max pooling of its whole map. In training only the crops are kept
+        and backward computes the layers again: VGG16's features of 128 RoIs would take some 10 GB."""
+        for chunk in rois.split(CROPS_PER_CHUNK):
+            crops = warp(image, chunk, self.config.warp_size)
+            yield checkpoint(self._features_of_crops, crops, use_reentrant=False, preserve_rng_state=False)
+
+    def _features_of_crops(self, crops: Float[Tensor, "r 3 S S"]) -> Float[Tensor, "r C P P"]:
+        maps = crops.contiguous(memory_format=torch.channels_last)
+        with self._reduced_precision():
+            with torch.no_grad():
+                maps = self.backbone[: self.frozen_depth](maps)
+            maps = self.backbone[self.frozen_depth :](maps)
+        return F.adaptive_max_pool2d(maps.float(), self.config.pool_size)
 
     def _merged_bins(self, merge: Merge, layer: int, bins: Float[Tensor, "U _"]) -> Float[Tensor, "U C"]:
         with self._reduced_precision():
@@ -214,7 +259,7 @@ class FastRCNN(nn.Module):
         dropout_seed: int | None,
     ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
         """What forward does, from the feature maps of N images on."""
-        projected = [project(boxes, scale) for boxes, scale in zip(rois, scales, strict=True)]
+        projected = [self.project(boxes, scale) for boxes, scale in zip(rois, scales, strict=True)]
         return self.siblings(self.fully_connected(self.pool(features, projected).flatten(1), dropout_seed))
 
     @torch.no_grad()
@@ -227,9 +272,9 @@ class FastRCNN(nn.Module):
     ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
         """What head gives, for many RoIs: pooled the fast way, in chunks, each with dropout masks of its own. RoIs that
         share all cells are multiplied once, and so share their masks."""
-        size, distinct, index, done = self.config.pool_size, [], [], 0
+        distinct, index, done = [], [], 0
         for boxes, scale in zip(rois, scales, strict=True):
-            projected = project(boxes, scale)
+            projected = self.project(boxes, scale)
             first, inverse = unique_rois(self.cells(projected))
             distinct.append(projected[first])
             index.append(done + inverse)
@@ -239,7 +284,9 @@ class FastRCNN(nn.Module):
         with self._reduced_precision():  # around all chunks, so that weights are brought to it once
             for i, pooled in enumerate(chunks):
                 seed = None if dropout_seed is None else dropout_seed + i
-                parts.append(self.siblings(self.fully_connected(channels_first(pooled, size), seed)))
+                parts.append(
+                    self.siblings(self.fully_connected(channels_first(pooled, self.config.bins_per_roi), seed))
+                )
         rows = torch.cat(index)
         scores, deltas = (torch.cat(part)[rows] for part in zip(*parts, strict=True))
         return scores, deltas

@@ -1,19 +1,25 @@
-"""RoI max pooling (paper, section 2.1): the door from image-pixel boxes to cells of the feature map.
+"""From RoIs and a feature map to what fc6 takes: the door from image-pixel boxes to cells, and three ways to pool.
 
-Exact, as Caffe's ROIPooling and torchvision.ops.roi_pool: ends rounded half away from zero on the float32 product,
-both inclusive; float32 bin sizes; an empty bin is 0. Training pools with torchvision's op, which has a backward. On a
-CPU that op is one scalar thread, so detection pools with a range-maximum table, which gives the same values.
+RoI max pooling (paper, section 2.1) is exact, as Caffe's ROIPooling and torchvision.ops.roi_pool: ends rounded half
+away from zero on the float32 product, both inclusive; float32 bin sizes; an empty bin is 0. SPPnet's pyramid has cells
+of its own and several sizes of bins. RoIAlign has no cells. The fourth way, R-CNN's, is in model/warp.py.
 
-Shapes: R RoIs, C channels, h w cells of the feature map, P bins along each axis, U distinct bins.
+Training pools with torchvision's operations, which have a backward. On a CPU they are one scalar thread, so detection
+takes maxima from a range-maximum table, which gives the same values.
+
+Shapes: R RoIs, C channels, h w cells of the feature map, P bins along each axis, B bins of a RoI, U distinct bins.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64, Shaped
 from torch import Tensor
+from torchvision.ops import roi_align
 from torchvision.ops import roi_pool as torchvision_roi_pool
+
+from fastrcnn.config import ModelConfig
 
 ROIS_PER_CHUNK = 512  # a chunk of 7x7x512 features is 51 MB in float32; larger ones gain nothing in fc6
 BINS_PER_GATHER = 2000  # 4 MB of 512 float32 channels: the maximum finds in cache what the gather before it left there
@@ -30,7 +36,7 @@ def project(boxes: Float32[Tensor, "R 4"], scale: float) -> Float32[Tensor, "R 4
     return (inclusive * scale).float()
 
 
-def roi_cells(rois: Float32[Tensor, "R 4"], spatial_scale: float) -> Int64[Tensor, "R 4"]:
+def roi_cells(rois: Float[Tensor, "R 4"], spatial_scale: float) -> Int64[Tensor, "R 4"]:
     """First and last cells (x1, y1, x2, y2) of RoIs in scaled pixels, not yet clamped to the map.
 
     `spatial_scale` is cells per scaled pixel, 1 / 16 for VGG16. Rounds half away from zero as C's round does on the
@@ -55,22 +61,107 @@ def bin_edges(
     return start.clamp(0, length), end.clamp(0, length)
 
 
-def roi_pool(
-    features: list[Float[Tensor, "C _ _"]], rois: list[Float[Tensor, "_ 4"]], pool_size: int, spatial_scale: float
-) -> Float[Tensor, "R C P P"]:
-    """Differentiable pooling, for training, of each image's RoIs from its map; R is the sum of all images' RoIs.
+def spp_cells(rois: Float[Tensor, "R 4"], stride: int, offset: float) -> Int64[Tensor, "R 4"]:
+    """First and last cells (x1, y1, x2, y2) of RoIs in SPPnet, not yet clamped to the map: those whose receptive fields
+    have their centres, `offset` + `stride` times the cell, strictly inside the RoI.
 
-    RoIs are in scaled pixels, as `project` gives them; rows come in the order of the images, whose maps may differ in
-    size. The result has the RoIs' dtype: bfloat16 maps are pooled, and their gradients added up, in float32.
+    floor(x / stride) + 1 for the left and top, ceil(x / stride) - 1 for the right and bottom, and the offset that other
+    paddings than theirs need (SPPnet, appendix A). A RoI without any has the one in the middle of the two (SPP_net,
+    spm_pool_caffe_mex.cpp).
     """
-    pooled = [
-        torchvision_roi_pool(feature[None].to(r.dtype), [r], pool_size, spatial_scale)
-        for feature, r in zip(features, rois, strict=True)
-    ]
-    return torch.cat(pooled)
+    place = (rois.double() - offset) / stride
+    first, last = place[:, :2].floor() + 1, place[:, 2:].ceil() - 1
+    middle, none = ((first + last) / 2).floor(), first > last
+    return torch.cat((first.where(~none, middle), last.where(~none, middle)), dim=1).long()
 
 
-def unique_rois(cells: Int64[Tensor, "R _"]) -> tuple[Int64[Tensor, "U"], Int64[Tensor, "R"]]:
+def roi_pool(
+    features: list[Float[Tensor, "C _ _"]], cells: list[Int64[Tensor, "_ 4"]], sizes: Sequence[int]
+) -> Float[Tensor, "R C *bins"]:
+    """Differentiable max pooling, for training, of each image's RoIs, given as cells, from its map.
+
+    R is the sum of all images' RoIs, in the order of the images, whose maps may differ in size. `sizes` are the bins on
+    a side: [P] gives [R, C, P, P], a pyramid [R, C, B], level by level. bfloat16 maps are pooled, and their gradients
+    added up, in float32.
+    """
+    rows = []
+    for feature, c in zip(features, cells, strict=True):
+        whole = feature[None].to(torch.promote_types(feature.dtype, torch.float32))
+        levels = [torchvision_roi_pool(whole, [c.to(whole.dtype)], size, 1.0) for size in sizes]
+        rows.append(levels[0] if len(levels) == 1 else torch.cat([level.flatten(2) for level in levels], dim=2))
+    return torch.cat(rows)
+
+
+class RoIFeatures:
+    """How the features of RoIs come from the maps of one layer: model.roi_features, but for warp."""
+
+    def __init__(self, config: ModelConfig, stride: int, offset: float):
+        """Scaled pixels from cell to cell, and of the centre of cell 0's receptive field."""
+        self.config, self.stride, self.offset = config, stride, offset
+
+    def project(self, boxes: Float32[Tensor, "R 4"], scale: float) -> Float32[Tensor, "R 4"]:
+        """Half-open boxes in image pixels -> RoIs in scaled pixels; those of RoIAlign stay half open."""
+        return (boxes.double() * scale).float() if self.config.roi_features == "roi_align" else project(boxes, scale)
+
+    def cells(self, rois: Float[Tensor, "R 4"]) -> Shaped[Tensor, "R 4"]:
+        """What the features of RoIs in scaled pixels depend on: their cells; for RoIAlign the RoIs themselves."""
+        if self.config.roi_features == "roi_align":
+            return rois
+        if self.config.roi_features == "spp":
+            return spp_cells(rois, self.stride, self.offset)
+        return roi_cells(rois, 1 / self.stride)
+
+    def _cells_of_map(self, feature: Float[Tensor, "C h w"], rois: Float[Tensor, "R 4"]) -> Int64[Tensor, "R 4"]:
+        """SPPnet clamps a RoI to the map; of Fast R-CNN's, bins off the map are empty."""
+        cells = self.cells(rois)
+        if self.config.roi_features != "spp":
+            return cells
+        height, width = feature.shape[1:]
+        return cells.clamp(min=0).minimum(cells.new_tensor([width, height, width, height]) - 1)
+
+    def pool(
+        self, features: list[Float[Tensor, "C _ _"]], rois: list[Float[Tensor, "_ 4"]]
+    ) -> Float[Tensor, "R C *bins"]:
+        """With gradient, the features of each image's RoIs, in scaled pixels, from its map: as `roi_pool`."""
+        config = self.config
+        if config.roi_features != "roi_align":
+            return roi_pool(
+                features, [self._cells_of_map(*pair) for pair in zip(features, rois, strict=True)], config.bins
+            )
+        how = (config.pool_size, 1 / self.stride, config.sampling_ratio, config.aligned)
+        return torch.cat([roi_align(f[None].to(r.dtype), [r], *how) for f, r in zip(features, rois, strict=True)])
+
+    @torch.no_grad()
+    def pool_for_inference(
+        self,
+        features: list[Float[Tensor, "C _ _"]],
+        rois: list[Float32[Tensor, "_ 4"]],
+        each: EachBin | None = None,
+    ) -> Iterator[Float[Tensor, "_ BC"]]:
+        """The values of `pool` without a gradient, chunk by chunk: yields [r, B * C], r <= ROIS_PER_CHUNK.
+
+        Rows are bins first, channels last: multiply them by `bins_first(fc6.weight)`. They have the map's dtype, for a
+        maximum of bfloat16 numbers is one of them, and **hold only until the next chunk is asked for**: the buffer is
+        used again, since fresh memory for all RoIs costs more than the pooling. Maps must be finite. An image without
+        RoIs yields one chunk of no rows. `each` is applied to bins before they are copied to the RoIs that share them.
+        """
+        count = self.config.bins_per_roi
+        for feature, image_rois in zip(features, rois, strict=True):
+            by_table = feature.device.type == "cpu" and self.config.roi_features != "roi_align"
+            chunks = image_rois.tensor_split(max(1, math.ceil(len(image_rois) / ROIS_PER_CHUNK)))
+            channels = each(feature.new_empty(0, len(feature))).shape[1] if each else len(feature)
+            buffer = feature.new_empty(len(chunks[0]) * count, channels)
+            for chunk in chunks:
+                rows = buffer[: len(chunk) * count]
+                if by_table:
+                    _pool_by_table(feature, self._cells_of_map(feature, chunk), self.config.bins, each, rows)
+                else:
+                    bins = self.pool([feature], [chunk]).flatten(2).transpose(1, 2).flatten(0, 1)
+                    rows.copy_(each(bins) if each else bins)
+                yield rows.view(len(chunk), count * channels)
+
+
+def unique_rois(cells: Shaped[Tensor, "R _"]) -> tuple[Int64[Tensor, "U"], Int64[Tensor, "R"]]:
     """RoIs that share all their cells have the same features: (representatives, inverse).
 
     `cells[representatives][inverse]` equals `cells`. A representative is the first of its kind; they are ordered by
@@ -83,76 +174,40 @@ def unique_rois(cells: Int64[Tensor, "R _"]) -> tuple[Int64[Tensor, "U"], Int64[
     return first.scatter_reduce(0, inverse, rows, "amin"), inverse
 
 
-def bins_first(weight: Float[Tensor, "out CPP"], pool_size: int) -> Float[Tensor, "out CPP"]:
-    """Columns of fc6, C * P * P of them, in the order of `pool_for_inference`'s rows: P * P * C.
+def bins_first(weight: Float[Tensor, "out CB"], bins: int) -> Float[Tensor, "out CB"]:
+    """Columns of fc6, C * B of them, in the order of `pool_for_inference`'s rows: B * C.
 
     Done once when a detector is made: transposing each chunk of features would cost about as much as pooling it.
     """
-    channels_first = weight.unflatten(1, (-1, pool_size, pool_size))
-    return channels_first.permute(0, 2, 3, 1).flatten(1)
+    return weight.unflatten(1, (-1, bins)).transpose(1, 2).flatten(1)
 
 
-def channels_first(pooled: Float[Tensor, "R PPC"], pool_size: int) -> Float[Tensor, "R CPP"]:
+def channels_first(pooled: Float[Tensor, "R BC"], bins: int) -> Float[Tensor, "R CB"]:
     """Rows of `pool_for_inference`, copied in the order that fc6 has in training."""
-    return pooled.unflatten(1, (pool_size**2, -1)).transpose(1, 2).flatten(1)
+    return pooled.unflatten(1, (bins, -1)).transpose(1, 2).flatten(1)
 
 
-@torch.no_grad()
-def pool_for_inference(
-    features: list[Float[Tensor, "C _ _"]],
-    rois: list[Float32[Tensor, "_ 4"]],
-    pool_size: int,
-    spatial_scale: float,
-    each: EachBin | None = None,
-) -> Iterator[Float[Tensor, "_ PPC"]]:
-    """The values of `roi_pool` without a gradient, chunk by chunk: yields [r, P * P * C], r <= ROIS_PER_CHUNK.
-
-    Arguments as for `roi_pool`. Rows are bins first, channels last: multiply them by `bins_first(fc6.weight)`. They
-    have the map's dtype, for a maximum of bfloat16 numbers is one of them, and **hold only until the next chunk is
-    asked for**: the buffer is used again, since fresh memory for all RoIs costs more than the pooling. Maps must be
-    finite. An image without RoIs yields one chunk of no rows. `each` is applied to bins before they are copied to the
-    RoIs that share them.
-    """
-    for feature, image_rois in zip(features, rois, strict=True):
-        pool = _pool_by_table if feature.device.type == "cpu" else _pool_by_torchvision
-        chunks = image_rois.tensor_split(max(1, math.ceil(len(image_rois) / ROIS_PER_CHUNK)))
-        channels = each(feature.new_empty(0, len(feature))).shape[1] if each else len(feature)
-        buffer = feature.new_empty(len(chunks[0]) * pool_size**2, channels)
-        for chunk in chunks:
-            rows = buffer[: len(chunk) * pool_size**2]
-            pool(feature, chunk, pool_size, spatial_scale, each, rows)
-            yield rows.view(len(chunk), pool_size**2 * channels)
-
-
-def _pool_by_torchvision(
-    feature: Tensor, rois: Tensor, pool_size: int, spatial_scale: float, each: EachBin | None, out: Tensor
-) -> None:
-    bins = roi_pool([feature], [rois], pool_size, spatial_scale).permute(0, 2, 3, 1).flatten(0, 2)
-    out.copy_(each(bins) if each else bins)
-
-
-def _pool_by_table(
-    feature: Tensor, rois: Tensor, pool_size: int, spatial_scale: float, each: EachBin | None, out: Tensor
-) -> None:
+def _pool_by_table(feature: Tensor, cells: Tensor, sizes: Sequence[int], each: EachBin | None, out: Tensor) -> None:
     """Pool each distinct bin once, then copy it to its RoIs: of a chunk's 25,088 about a quarter differ."""
     height, width = feature.shape[1:]
-    bins, levels, index = _distinct_bins(roi_cells(rois, spatial_scale), pool_size, height, width)
+    bins, levels, index = _distinct_bins(cells, sizes, height, width)
     maxima = _bin_maxima(feature, bins, levels)
     torch.index_select(each(maxima).to(out.dtype) if each else maxima, 0, index, out=out)
 
 
 def _distinct_bins(
-    cells: Int64[Tensor, "R 4"], pool_size: int, height: int, width: int
-) -> tuple[Int64[Tensor, "U 4"], Int64[Tensor, "U 2"], Int64[Tensor, "RPP"]]:
+    cells: Int64[Tensor, "R 4"], sizes: Sequence[int], height: int, width: int
+) -> tuple[Int64[Tensor, "U 4"], Int64[Tensor, "U 2"], Int64[Tensor, "RB"]]:
     """The bins of RoIs (cells), each kind once: bins, levels, and for each bin of each RoI its index into them.
 
     A bin is (x1, y1, x2, y2), half open. Its levels (y, x) are the logarithms of the largest power-of-two window that
     fits in it, -1 for an empty bin; bins are sorted by them.
     """
-    x1, x2, column = _distinct_intervals(*bin_edges(cells[:, 0], cells[:, 2], pool_size, width), width)
-    y1, y2, row = _distinct_intervals(*bin_edges(cells[:, 1], cells[:, 3], pool_size, height), height)
+    x1, x2, columns = _distinct_intervals(cells[:, 0], cells[:, 2], sizes, width)
+    y1, y2, rows = _distinct_intervals(cells[:, 1], cells[:, 3], sizes, height)
+    pairs = [row[:, :, None] * len(x1) + column[:, None, :] for row, column in zip(rows, columns, strict=True)]
     # Small keys in int32, for those torch sorts several times faster than int64.
-    keys, index = (row[:, :, None] * len(x1) + column[:, None, :]).int().flatten().unique(return_inverse=True)
+    keys, index = torch.cat([p.int().flatten(1) for p in pairs], dim=1).flatten().unique(return_inverse=True)
     row, column = keys.long() // len(x1), keys.long() % len(x1)
     bins = torch.stack((x1[column], y1[row], x2[column], y2[row]), dim=1)
 
@@ -165,11 +220,13 @@ def _distinct_bins(
 
 
 def _distinct_intervals(
-    start: Int64[Tensor, "R P"], end: Int64[Tensor, "R P"], length: int
-) -> tuple[Int64[Tensor, "I"], Int64[Tensor, "I"], Int64[Tensor, "R P"]]:
-    """Intervals of cells within [0, length], each kind once: start, end, index into them."""
-    keys, index = (start * (length + 1) + end).unique(return_inverse=True)
-    return keys // (length + 1), keys % (length + 1), index
+    first: Int64[Tensor, "R"], last: Int64[Tensor, "R"], sizes: Sequence[int], length: int
+) -> tuple[Int64[Tensor, "I"], Int64[Tensor, "I"], list[Int64[Tensor, "R _"]]]:
+    """The bins along one axis of a map of `length` cells, each kind once: start, end, and the index into them of each
+    size's bins."""
+    edges = [bin_edges(first, last, size, length) for size in sizes]
+    keys, index = torch.cat([start * (length + 1) + end for start, end in edges], dim=1).unique(return_inverse=True)
+    return keys // (length + 1), keys % (length + 1), list(index.split(list(sizes), dim=1))
 
 
 def _bin_maxima(

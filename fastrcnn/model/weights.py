@@ -85,16 +85,19 @@ def load_start(model: FastRCNN, tensors: dict[str, Tensor], normalisation: Norma
     weights = {name: tensors[f"{name}.weight"] for name in model.fc_layers if f"{name}.weight" in tensors}
     if len(weights) < len(model.fc_layers) or not all(torch.isfinite(weight).all() for weight in weights.values()):
         return loaded
-    if not _fits(model, tensors):
-        log.warning("%s: fc6 and fc7 are of another size than model.fc_width asks for; they start at random", source)
+    if not _fits(model, tensors, model.config.bins[:1]):
+        log.warning("%s: fc6 and fc7 do not fit model.fc_width and the bins of RoIs; they start at random", source)
         return loaded
     for name in weights:
         _copy(getattr(model, name), tensors, name, source)
     return loaded | set(weights)
 
 
-def _fits(model: FastRCNN, tensors: dict[str, Tensor]) -> bool:
-    """Whether fc6 and fc7, where the network has them, are among the tensors in its sizes."""
+def _fits(model: FastRCNN, tensors: dict[str, Tensor], bins: list[int]) -> bool:
+    """Whether fc6 and fc7, where the network has them, are among the tensors in its sizes; that fc6 takes `bins`, which
+    are no others because they are as many: 6x6, 3x3 and 2x2 are 49."""
+    if model.fc_layers and bins != model.config.bins:
+        return False
     shapes = {f"{name}.weight": getattr(model, name).weight.shape for name in model.fc_layers}
     return all(name in tensors and tensors[name].shape == shape for name, shape in shapes.items())
 
@@ -110,7 +113,7 @@ def load_own_run(
     saved, normalisation = _header(metadata, source)
     model.normalisation = NORMALISATIONS.get(config.model.normalisation, normalisation)
     loaded = _copy_convolutions(model, tensors, source)
-    if not _fits(model, tensors):
+    if not _fits(model, tensors, saved.model.bins):
         log.warning("%s: fc6 and fc7 are compressed or of another size; they start at random", source)
         return loaded
     layers = saved.model.pool_layers if "merge.weight" in tensors else None

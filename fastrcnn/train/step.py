@@ -15,7 +15,6 @@ from fastrcnn.data.sampling import dropout_seed
 from fastrcnn.errors import FastRCNNError, NotFiniteError
 from fastrcnn.model.fast_rcnn import FastRCNN, rms, scaled_start
 from fastrcnn.model.losses import diagnostics, multi_task_loss
-from fastrcnn.model.roi_features import project, roi_pool
 from fastrcnn.train.hard_examples import hardest_batch
 from fastrcnn.train.solver import clip_gradient, gradient_norm, head_first
 
@@ -104,12 +103,12 @@ def start_head(model: FastRCNN, loaded: set[str], first: Sequence[Batch], per_im
     pooled = []
     for batch in first:
         batch = batch.to(device)
-        rois = [project(boxes[:per_image], scale) for boxes, scale in zip(batch.rois, batch.scales, strict=True)]
+        rois = [model.project(boxes[:per_image], scale) for boxes, scale in zip(batch.rois, batch.scales, strict=True)]
         features = model.trained_features(_frozen_maps(model, batch))
         if fresh:
             pooled.append(model.pool(features, rois).flatten(1))
         else:
-            pooled.append(roi_pool(features[-1], rois, model.config.pool_size, 1 / model.stride).flatten(1))
+            pooled.append(model.roi_features[-1].pool(features[-1], rois).flatten(1))
     if fresh:
         scaled_start(model, torch.cat(pooled))
         log.info("fc6 and fc7 start at random; pooled features are divided by %.2f", 1 / float(model.feature_scale))

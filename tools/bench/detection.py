@@ -15,12 +15,11 @@ from fastrcnn.detect.detector import Detector
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import image_scale, prepare_image, read_image
 from fastrcnn.model import fast_rcnn
-from fastrcnn.model.fast_rcnn import factors
-from fastrcnn.model.roi_features import project, unique_rois
+from fastrcnn.model.roi_features import RoIFeatures, unique_rois
 from fastrcnn.proposals.selective_search import selective_search
 
 from bench.assembly import Assembly
-from bench.made import calibrate, distinct_proposals, made_network, picture
+from bench.made import RANKS, compressed, distinct_proposals, made_network, picture
 from bench.memory import memory_of_detection, peak, save_made_network
 from bench.timing import Stages, case, medians, products, rates, staged
 
@@ -30,11 +29,7 @@ def detect(rounds: int, small: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path, proposals = picture(Path(folder)), distinct_proposals()
         models = {name: made_network(small, name, path, proposals) for name in ("float32", "bfloat16")}
-        ranks = (16, 8) if small else (1024, 256)
-        svd, config = made_network(small, "bfloat16", path, proposals)
-        for name, rank in zip(("fc6", "fc7"), ranks, strict=True):  # of made weights, only the arithmetic counts
-            setattr(svd, name, factors(getattr(svd, name), rank))
-        models[f"bfloat16, SVD {ranks[0]}/{ranks[1]}"] = calibrate(svd, config, path, proposals), config
+        models["bfloat16, SVD {}/{}".format(*RANKS[small])] = compressed(small, "bfloat16", path, proposals)
         assembly = Assembly(*models["float32"]).eval()
         detectors = {name: Detector(model, config, torch.device("cpu")) for name, (model, config) in models.items()}
         compared = compare(detectors["float32"], assembly, path, proposals)
@@ -71,7 +66,7 @@ def own(weights: str, image: str, rounds: int) -> dict[str, Any]:
     parts = staged(rounds, detection_stages(detector), lambda: detector.detect(image, proposals), rate[precision])
     sides = detector.config.image
     scale = image_scale(pixels.shape[1], pixels.shape[0], sides.test_short_side[0], sides.test_long_side)
-    cells = detector.model.cells(project(torch.from_numpy(proposals), scale))
+    cells = detector.model.cells(detector.model.project(torch.from_numpy(proposals), scale))
     shared = 1 - len(unique_rois(cells)[0]) / len(cells)
     name = f"{weights}, {precision}"
     return {
@@ -88,7 +83,8 @@ def detection_stages(detector: Any) -> Callable[[Stages], None]:
         stages.wrap(detector_module, "prepare_image", "scale")
         for layer in detector.model.backbone:
             stages.hook(layer, "conv")
-        stages.wrap(fast_rcnn, "pool_for_inference", "RoI pool")
+        stages.wrap(RoIFeatures, "pool_for_inference", "RoI pool")
+        stages.wrap(fast_rcnn, "warp", "warp")
         for stage in detector.model.fc_layers or ("conv5",):
             stages.hook(getattr(detector.model, stage), stage)
         for layer in (detector.model.cls_score, detector.model.bbox_pred):

@@ -18,9 +18,8 @@ from fastrcnn.data.image_set import ImageSet
 from fastrcnn.data.loader import Batch, BatchDataset
 from fastrcnn.data.shapes import draw_image
 from fastrcnn.images import image_scale, prepare_image, read_image
-from fastrcnn.model import fast_rcnn
-from fastrcnn.model.fast_rcnn import FastRCNN, rms, scaled_start
-from fastrcnn.model.roi_features import project, roi_cells, unique_rois
+from fastrcnn.model.fast_rcnn import FastRCNN, factors, rms, scaled_start
+from fastrcnn.model.roi_features import RoIFeatures, project, roi_cells, unique_rois
 from fastrcnn.model.weights import build
 from fastrcnn.train import step
 from fastrcnn.train.feature_cache import FeatureCache
@@ -39,23 +38,24 @@ def picture(folder: Path, index: int = 1) -> Path:
     return path
 
 
-def distinct_proposals(short_side: int = 600, stride: int = 16) -> np.ndarray:
+def distinct_proposals(short_side: int = 600, stride: int = 16, count: int = PROPOSALS) -> np.ndarray:
     """2,000 boxes [P, 4] of which no two share their cells, so that nothing is left out of the arithmetic."""
     rng = np.random.default_rng(0)
-    corner = rng.integers(0, (WIDTH - 40, HEIGHT - 40), (4 * PROPOSALS, 2))
-    size = np.exp(rng.uniform(np.log(30), np.log(360), (4 * PROPOSALS, 2)))
+    corner = rng.integers(0, (WIDTH - 40, HEIGHT - 40), (4 * count, 2))
+    size = np.exp(rng.uniform(np.log(30), np.log(360), (4 * count, 2)))
     boxes = np.hstack((corner, np.minimum(corner + size, (WIDTH, HEIGHT)).round())).astype(np.float32)
     cells = roi_cells(project(torch.from_numpy(boxes), short_side / HEIGHT), 1 / stride)
-    return boxes[np.sort(unique_rois(cells)[0].numpy())][:PROPOSALS]
+    return boxes[np.sort(unique_rois(cells)[0].numpy())][:count]
 
 
-def made_config(small: bool, precision: str, cached: bool = False) -> Config:
+def made_config(small: bool, precision: str, cached: bool = False, roi_features: str = "roi_pool") -> Config:
     """VGG16 with the paper's settings and 20 classes; `cached`: those of voc07_cpu.yaml; `small`: the tiny network."""
     side, width = (400, 1024) if cached else (600, 4096)
     model: dict[str, Any] = {
         "backbone": "tiny" if small else "vgg16",
         "weights": "",
         "fc_width": 64 if small else width,
+        "roi_features": roi_features,
     }
     model["freeze_up_to"] = ("conv3_1" if small else "conv4_3") if cached else ("conv1" if small else "conv2_2")
     if cached:
@@ -65,10 +65,23 @@ def made_config(small: bool, precision: str, cached: bool = False) -> Config:
     return configs.from_dict({"classes": classes, "model": model, "image": image, "precision": precision})
 
 
-def made_network(small: bool, precision: str, path: Path, proposals: np.ndarray) -> tuple[FastRCNN, Config]:
+def made_network(
+    small: bool, precision: str, path: Path, proposals: np.ndarray, roi_features: str = "roi_pool"
+) -> tuple[FastRCNN, Config]:
     """Random weights that behave like trained ones: the same for both precisions."""
-    config = made_config(small, precision)
+    config = made_config(small, precision, roi_features=roi_features)
     return calibrate(build(config).eval(), config, path, proposals), config
+
+
+RANKS = {False: (1024, 256), True: (16, 8)}  # of fc6 and fc7 after SVD: the paper's, and small ones
+
+
+def compressed(small: bool, precision: str, path: Path, proposals: np.ndarray) -> tuple[FastRCNN, Config]:
+    """The same with fc6 and fc7 in two factors each, whose weights are made: only the arithmetic counts."""
+    model, config = made_network(small, precision, path, proposals)
+    for name, rank in zip(("fc6", "fc7"), RANKS[small], strict=True):
+        setattr(model, name, factors(getattr(model, name), rank))
+    return calibrate(model, config, path, proposals), config
 
 
 CANDIDATES = 1000  # scores above the threshold; trained networks have some hundreds to thousands
@@ -81,7 +94,7 @@ def calibrate(model: FastRCNN, config: Config, path: Path, proposals: np.ndarray
     image = prepare_image(read_image(path), scale, model.normalisation.mean, model.normalisation.std)
     precision, model.precision = model.precision, "float32"  # the same numbers for both
     with torch.no_grad():
-        pooled = model.pool(model.features([image]), [project(rois, scale)]).flatten(1)
+        pooled = model.pool(model.features([image]), [model.project(rois, scale)]).flatten(1)
         if isinstance(model.fc6, nn.Linear):
             scaled_start(model, pooled)
         else:
@@ -165,7 +178,7 @@ class Training:
         learning = "backward"
         for i, layer in enumerate(self.model.backbone):
             stages.hook(layer, "frozen conv" if i < self.model.frozen_depth else "conv", learning)
-        stages.wrap(fast_rcnn, "roi_pool", "RoI pool")
+        stages.wrap(RoIFeatures, "pool", "RoI pool")
         for stage in self.model.fc_layers or ("conv5",):
             stages.hook(getattr(self.model, stage), stage, learning)
         for layer in (self.model.cls_score, self.model.bbox_pred):

@@ -14,12 +14,12 @@ from torch import Tensor
 from torchvision.ops import nms, roi_pool
 
 from fastrcnn.annotations.records import make_record
-from fastrcnn.config import ProposalsConfig
+from fastrcnn.config import ModelConfig, ProposalsConfig
 from fastrcnn.detect.nms import select_detections
 from fastrcnn.evaluate.coco import evaluate_coco
 from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
 from fastrcnn.evaluate.voc import evaluate
-from fastrcnn.model.roi_features import pool_for_inference, project
+from fastrcnn.model.roi_features import RoIFeatures, project
 from fastrcnn.proposals.make import make_proposals
 
 from bench.made import HEIGHT, WIDTH, distinct_proposals, picture
@@ -34,10 +34,11 @@ def pooling(rounds: int, small: bool) -> dict[str, Any]:
     feature = torch.randn(channels, 38, 50).relu().permute(1, 2, 0).contiguous().permute(2, 0, 1)
     rois = project(torch.from_numpy(distinct_proposals()), 600 / HEIGHT)
     maps = {"float32": feature, "bfloat16": feature.bfloat16()}
+    layer = RoIFeatures(ModelConfig(), stride=16, offset=7.5)
     default = {name: m.float()[None].contiguous() for name, m in maps.items()}
 
     def run_through(m: Tensor) -> None:
-        for _ in pool_for_inference([m], [rois], 7, 1 / 16):
+        for _ in layer.pool_for_inference([m], [rois]):
             pass
 
     def of_torchvision(m: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ def pooling(rounds: int, small: bool) -> dict[str, Any]:
     cases: dict[str, Callable[[], object]] = {}
     checks = {}
     for name, m in maps.items():
-        ours = torch.cat([chunk.clone() for chunk in pool_for_inference([m], [rois], 7, 1 / 16)])
+        ours = torch.cat([chunk.clone() for chunk in layer.pool_for_inference([m], [rois])])
         theirs = roi_pool(default[name], [rois], 7, 1 / 16).permute(0, 2, 3, 1).flatten(1)
         checks[f"{name}: the same bits"] = torch.equal(ours.float(), theirs)
         cases[name] = partial(run_through, m)

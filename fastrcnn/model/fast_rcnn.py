@@ -193,7 +193,7 @@ class FastRCNN(nn.Module):
 
     def _warped(self, image: Float[Tensor, "3 H W"], rois: Float[Tensor, "R 4"]) -> Iterator[Float[Tensor, "_ C P P"]]:
         """R-CNN: all layers on each RoI alone, then max pooling of its whole map. In training only the crops are kept
-        and backward computes the layers again: VGG16's features of 128 RoIs would take some 10 GB."""
+        and backward computes the layers again: VGG16's outputs from conv3_1 on would take 3 GB for 128 RoIs."""
         for chunk in rois.split(CROPS_PER_CHUNK):
             crops = warp(image, chunk, self.config.warp_size)
             yield checkpoint(self._features_of_crops, crops, use_reentrant=False, preserve_rng_state=False)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 CONTEXT = 16  # warped pixels around the RoI on each side (detectors.crop_padding)
-CROPS_PER_CHUNK = 32  # of VGG16 at 224 x 224, 0.8 GB in the largest layers; larger chunks gain nothing
+CROPS_PER_CHUNK = 32  # of VGG16 at 224 x 224, 0.8 GB in the largest layers
 
 
 def context_windows(boxes: Float32[Tensor, "R 4"], scale: float, size: int) -> Float32[Tensor, "R 4"]:

@@ -1,6 +1,7 @@
 """Fast R-CNN, SPPnet and R-CNN on one picture, with this code on this machine: Table 4 and Figure 2 of the paper."""
 
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,15 @@ def systems(rounds: int, small: bool, proposals: int) -> dict[str, Any]:
             raise FastRCNNError(f"--proposals: {len(boxes)} of other cells can be made, not {proposals}")
         made = partial(made_network, small, "float32", path, boxes)
         of_part = f"R-CNN, {part} of {proposals} proposals"
-        networks: dict[str, tuple[FastRCNN, Config]] = {
-            "Fast R-CNN": made(),
-            "Fast R-CNN, SVD {}/{}".format(*RANKS[small]): compressed(small, "float32", path, boxes),
-            "SPPnet, five scales": made(roi_features="spp"),
-            of_part: made_network(small, "float32", path, boxes[: 8 * part], roi_features="warp"),
+        networks: dict[str, Callable[[], tuple[FastRCNN, Config]]] = {
+            "Fast R-CNN": made,
+            "Fast R-CNN, SVD {}/{}".format(*RANKS[small]): partial(compressed, small, "float32", path, boxes),
+            "SPPnet, five scales": partial(made, roi_features="spp"),
+            of_part: partial(made_network, small, "float32", path, boxes[: 8 * part], roi_features="warp"),
         }
-        spp = networks["SPPnet, five scales"][1]
-        spp.image.test_long_side = 2000
-        spp.image.test_short_side = FIVE_SCALES
-        detectors = {name: Detector(*network, torch.device("cpu")) for name, network in networks.items()}
+        detectors = {name: Detector(*make(), torch.device("cpu")) for name, make in networks.items()}
+        image = detectors["SPPnet, five scales"].config.image
+        image.test_long_side, image.test_short_side = 2000, FIVE_SCALES
         cases = {
             name: partial(d.detect, path, boxes[:part] if name == of_part else boxes) for name, d in detectors.items()
         }

@@ -7,10 +7,15 @@ from hypothesis import strategies as st
 from oracles_analysis import confusion_oracle, errors_oracle, image_oracle, reliability_oracle, size_oracle
 from test_voc import BOX, FAR, HALF, LESS, detections, ground_truth, rows_of, scenes
 
-from fastrcnn.evaluate.analysis import analyse
-from fastrcnn.evaluate.image_quality import ImageQuality, most_confident_errors
-from fastrcnn.evaluate.reliability import reliability
-from fastrcnn.evaluate.sizes import OfSize, by_size
+from fastrcnn.evaluate.analysis import (
+    ImageQuality,
+    OfSize,
+    analyse,
+    by_size,
+    confusion_matrix,
+    most_confident_errors,
+    reliability,
+)
 from fastrcnn.evaluate.voc import evaluate, match
 from fastrcnn.proposals.recall import SIZES
 
@@ -19,7 +24,7 @@ CLASSES = ["cat", "dog", "sofa"]
 
 @given(scenes())
 def test_reliability_equals_the_loop(scene):
-    found = reliability(scene[0], match(*scene, 4))
+    found = reliability(match(*scene, 4))
     rows, error = reliability_oracle(*scene)
     for b, (count, score, right) in enumerate(rows):
         assert found.count[b] == count
@@ -34,7 +39,7 @@ def test_reliability_worked_by_hand():
     """Scores 0 and 1 lie in the outer bins. 0.75 half right, 0 and 1 right: errors 0.25, 0.25, 1, 0."""
     objects = ground_truth((0, 1, BOX), (1, 1, BOX), (2, 1, BOX))
     rows = [(0, 1, 0.75, BOX), (0, 1, 0.75, BOX), (1, 1, 0.0, BOX), (2, 1, 1.0, BOX)]
-    result = reliability(detections(*rows), match(detections(*rows), objects, 2))
+    result = reliability(match(detections(*rows), objects, 2))
     assert result.count.tolist() == [1, 0, 0, 0, 0, 0, 0, 2, 0, 1]
     assert result.share_right[[0, 7, 9]].tolist() == [1, 0.5, 1]
     assert result.calibration_error == pytest.approx((0.25 + 0.25 + 1 + 0) / 4)
@@ -45,7 +50,7 @@ def test_sizes_equal_the_loop(scene, scale):
     """At scale 20 the boxes of a scene are of all three sizes."""
     found, objects = (type(part)(**{**vars(part), "boxes": part.boxes * np.float32(scale)}) for part in scene)
     above = found.scores >= np.float32(0.5)
-    sizes = by_size(found, objects, match(found, objects, 4), above)
+    sizes = by_size(match(found, objects, 4), above)
     assert list(sizes) == ["small", "medium", "large"]
     for name, (low, high) in SIZES.items():
         assert list(vars(sizes[name]).values()) == size_oracle(found, objects, [0.5] * 4, low, high)
@@ -131,3 +136,63 @@ def test_the_order_of_the_rows_changes_nothing():
     np.testing.assert_array_equal(first.errors.ap_cost, again.errors.ap_cost)
     assert first.thresholds.best == again.thresholds.best
     assert (first.errors.ap_cost[0, 1:3] >= 0).all() and evaluate(found, objects, 4).mean_ap > 0
+
+
+thresholds = st.lists(st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]), min_size=4, max_size=4).map(np.array)
+
+
+def cells(found, objects, threshold=0.5, class_count=4):
+    """The cells that are not 0."""
+    matrix = confusion_matrix(found, objects, np.full(class_count, threshold))
+    return {(int(row), int(column)): int(matrix[row, column]) for row, column in np.argwhere(matrix)}
+
+
+@given(scenes(), thresholds)
+def test_equals_the_loop(scene, limits):
+    assert confusion_matrix(*scene, limits).tolist() == confusion_oracle(*scene, limits)
+
+
+@given(scenes(), thresholds)
+def test_rows_add_up_to_objects_and_columns_to_detections(scene, limits):
+    found, objects = scene
+    matrix = confusion_matrix(found, objects, limits)
+    asked = np.bincount(objects.classes[~objects.difficult], minlength=4)
+    shown = np.bincount(found.classes[found.scores >= limits[found.classes]], minlength=4)
+    assert matrix[0, 0] == 0
+    assert matrix[1:].sum(axis=1).tolist() == asked[1:].tolist()
+    assert (matrix[:, 1:].sum(axis=0) <= shown[1:]).all()
+    if not objects.difficult.any():
+        assert matrix[:, 1:].sum(axis=0).tolist() == shown[1:].tolist()
+
+
+@pytest.mark.parametrize(("box", "expected"), [(HALF, {(1, 1): 1}), (LESS, {(0, 1): 1, (1, 0): 1})])
+def test_right_false_and_missed(box, expected):
+    assert cells(detections((0, 1, 0.9, box)), ground_truth((0, 1, BOX))) == expected
+
+
+def test_a_wrong_class_that_scores_more_takes_the_object():
+    found = detections((0, 1, 0.8, BOX), (0, 2, 0.9, BOX))
+    assert cells(found, ground_truth((0, 1, BOX))) == {(1, 2): 1, (0, 1): 1}
+
+
+def test_where_the_best_object_is_taken_the_next_one_is_given():
+    near = (0, 1, 10, 11)
+    found = detections((0, 1, 0.9, BOX), (0, 1, 0.8, BOX), (0, 1, 0.7, BOX))
+    assert cells(found, ground_truth((0, 1, BOX), (0, 3, near))) == {(1, 1): 1, (3, 1): 1, (0, 1): 1}
+
+
+def test_what_scores_too_little_is_not_there():
+    found = detections((0, 1, 0.4, BOX), (0, 2, 0.9, FAR))
+    assert cells(found, ground_truth((0, 1, BOX))) == {(1, 0): 1, (0, 2): 1}
+    assert cells(detections((0, 1, 0.5, BOX)), ground_truth((0, 1, BOX))) == {(1, 1): 1}  # exactly the threshold
+
+
+def test_difficult_objects_take_any_number_of_detections_of_any_class():
+    found = detections((0, 1, 0.9, BOX), (0, 1, 0.8, BOX), (0, 2, 0.7, BOX), (0, 2, 0.7, FAR))
+    assert cells(found, ground_truth((0, 1, BOX, True))) == {(0, 2): 1}
+
+
+def test_nothing_found_and_nothing_to_find():
+    assert cells(detections(), ground_truth((0, 1, BOX), (0, 2, BOX, True))) == {(1, 0): 1}
+    assert cells(detections((0, 1, 0.9, BOX)), ground_truth()) == {(0, 1): 1}
+    assert cells(detections(), ground_truth()) == {}

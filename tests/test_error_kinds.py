@@ -17,7 +17,7 @@ metrics = st.sampled_from(["11point", "area"])
 
 
 def errors_of(found, objects, class_count=4, metric="11point", similar=None):
-    return find_errors(found, objects, match(found, objects, class_count), class_count, metric, similar)
+    return find_errors(match(found, objects, class_count), class_count, metric, similar)
 
 
 def named(found, objects, **settings):
@@ -61,7 +61,7 @@ def test_when_all_is_put_right_ap_is_1(scene, similar, metric):
     """But for a class of which nothing is left to ask for."""
     found, objects = scene
     errors = errors_of(*scene, metric=metric, similar=similar)
-    ap = ap_without(errors, errors.kinds, found, objects, match(*scene, 4), metric)
+    ap = ap_without(errors, errors.kinds, match(*scene, 4), metric)
     asked = np.bincount(objects.classes[~objects.difficult], minlength=4)
     left = asked - np.bincount(objects.classes[errors.missed], minlength=4)
     np.testing.assert_allclose(ap, np.where(asked > 0, (left > 0) * 1.0, np.nan))

@@ -17,8 +17,7 @@ from fastrcnn.detections import DetectedImage, Detections, write_detections
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.results import Origin, read_results
 from fastrcnn.evaluate.run import evaluate_detections
-from fastrcnn.evaluate.runs import compare_runs, different_settings
-from fastrcnn.evaluate.runs_page import comparison_page, letter, verdicts
+from fastrcnn.evaluate.runs import compare_runs, comparison_page, different_settings, letter, verdicts
 
 TOOLS = Path(__file__).parent.parent / "tools"
 

@@ -17,7 +17,7 @@ def numbers(best):
 
 
 def measured(found, objects, class_count=4):
-    return best_thresholds(found, objects, match(found, objects, class_count), class_count)
+    return best_thresholds(match(found, objects, class_count), class_count)
 
 
 @given(scenes())

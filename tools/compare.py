@@ -24,8 +24,7 @@ def main() -> None:
         sys.exit("error: compare.py takes two runs or more")
 
     from fastrcnn.evaluate.results import read_results
-    from fastrcnn.evaluate.runs import compare_runs
-    from fastrcnn.evaluate.runs_page import comparison_page
+    from fastrcnn.evaluate.runs import compare_runs, comparison_page
     from fastrcnn.files import atomic_write
 
     if args.html:
@@ -48,7 +47,7 @@ def refuse_other_than_page(path: Path) -> None:
 
 def as_text(comparison: "Comparison", names: list[str]) -> str:
     """The runs, the settings that differ, a table for each run but the first, and the verdicts."""
-    from fastrcnn.evaluate.runs_page import MARK, letter, row_names, shown_value, verdicts
+    from fastrcnn.evaluate.runs import MARK, letter, row_names, shown_value, verdicts
 
     letters = [letter(i) for i in range(len(names))]
     lines = [f"{'':3}{'mAP':8}{'95 %':20}{comparison.image_count} pictures"]

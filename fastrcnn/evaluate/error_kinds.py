@@ -32,8 +32,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from fastrcnn.detections import plain_name
-from fastrcnn.evaluate.overlaps import overlaps
-from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
+from fastrcnn.evaluate.rows import overlaps
 from fastrcnn.evaluate.voc import Matching, average_precisions, cumulated_hits
 
 FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU
@@ -80,39 +79,32 @@ class Errors:
 
 
 def find_errors(
-    detections: DetectionRows,
-    ground_truth: ObjectRows,
-    matching: Matching,
-    class_count: int,
-    metric: str = "11point",
-    similar: Bool[np.ndarray, "K K"] | None = None,
+    matching: Matching, class_count: int, metric: str = "11point", similar: Bool[np.ndarray, "K K"] | None = None
 ) -> Errors:
     """The kind of each false detection, and what each kind costs; `matching` and `metric` are those of the AP.
 
     `similar` says which classes are similar, as similar_classes gives it.
     """
+    detections, ground_truth = matching.detections, matching.ground_truth
     kinds = UNGROUPED if similar is None else GROUPED
-    kind, about = _kinds(detections, ground_truth, matching, kinds, similar)
+    kind, about = _kinds(matching, kinds, similar)
     missed = ~ground_truth.difficult
     missed[matching.object[matching.right]] = False
     missed[about[_fixable(kinds, kind)]] = False
     count = np.array([np.bincount(detections.classes[kind == e], minlength=class_count) for e in range(len(kinds))])
     count[-1] = np.bincount(ground_truth.classes[missed], minlength=class_count)
     errors = Errors(kinds, kind, about, missed, count, np.full((len(kinds), class_count), np.nan))
-    before = ap_without(errors, (), detections, ground_truth, matching, metric)
+    before = ap_without(errors, (), matching, metric)
     for e, name in enumerate(kinds):
-        errors.ap_cost[e] = ap_without(errors, (name,), detections, ground_truth, matching, metric) - before
+        errors.ap_cost[e] = ap_without(errors, (name,), matching, metric) - before
     return errors
 
 
 def _kinds(
-    detections: DetectionRows,
-    ground_truth: ObjectRows,
-    matching: Matching,
-    kinds: tuple[str, ...],
-    similar: Bool[np.ndarray, "K K"] | None,
+    matching: Matching, kinds: tuple[str, ...], similar: Bool[np.ndarray, "K K"] | None
 ) -> tuple[Int64[np.ndarray, "D"], Int64[np.ndarray, "D"]]:
     """The kind of each detection, and the object that it is about."""
+    detections, ground_truth = matching.detections, matching.ground_truth
     pairs = overlaps(detections, ground_truth, BACKGROUND)
     own_class = detections.classes[pairs.detections] == ground_truth.classes[pairs.objects]
     own, own_iou = pairs.where(own_class).best(len(detections.scores))
@@ -139,15 +131,9 @@ def _fixable(kinds: tuple[str, ...], kind: Int64[np.ndarray, "D"]) -> Bool[np.nd
     return (kind >= 0) & (kind <= kinds.index("localisation"))
 
 
-def ap_without(
-    errors: Errors,
-    kinds: Collection[str],
-    detections: DetectionRows,
-    ground_truth: ObjectRows,
-    matching: Matching,
-    metric: str,
-) -> Float64[np.ndarray, "K"]:
+def ap_without(errors: Errors, kinds: Collection[str], matching: Matching, metric: str) -> Float64[np.ndarray, "K"]:
     """AP of each class when the errors of these kinds are fixed; NaN for a class without objects."""
+    detections, ground_truth = matching.detections, matching.ground_truth
     wrong = np.isin(errors.kind, [errors.kinds.index(name) for name in kinds])
     order = matching.order
     asked_for = ~ground_truth.difficult

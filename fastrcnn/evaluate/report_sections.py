@@ -11,8 +11,7 @@ from jaxtyping import Float64, Real
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config
 from fastrcnn.evaluate.analysis import Analysis
-from fastrcnn.evaluate.charts import share_chart
-from fastrcnn.evaluate.page import Cell, Column, data_table, element, heat_table, name, section
+from fastrcnn.evaluate.page import Cell, Column, data_table, element, heat_table, name, section, share_chart
 from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
 from fastrcnn.evaluate.thresholds import GRID
 from fastrcnn.evaluate.voc import VOCResult

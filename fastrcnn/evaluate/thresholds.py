@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
 from fastrcnn.evaluate.voc import Matching
 
 GRID = np.linspace(0, 1, 101)  # thresholds at which the curves are given
@@ -41,10 +40,9 @@ class Thresholds:
         return np.array([best.score if best else otherwise for best in self.best])
 
 
-def best_thresholds(
-    detections: DetectionRows, ground_truth: ObjectRows, matching: Matching, class_count: int
-) -> Thresholds:
+def best_thresholds(matching: Matching, class_count: int) -> Thresholds:
     """The thresholds of best F1. Of equal F1 the highest threshold is taken, which shows the fewest detections."""
+    detections, ground_truth = matching.detections, matching.ground_truth
     objects = np.bincount(ground_truth.classes[~ground_truth.difficult], minlength=class_count)
     order = matching.order[objects[detections.classes[matching.order]] > 0]
     scores, right = detections.scores[order], matching.right[order]

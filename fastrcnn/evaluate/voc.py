@@ -16,14 +16,15 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int, Int64
 
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.evaluate.overlaps import overlaps
-from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
+from fastrcnn.evaluate.rows import DetectionRows, ObjectRows, overlaps
 
 
 @dataclass(frozen=True)
 class Matching:
     """What becomes of the detections. What is right in an image depends on that image alone."""
 
+    detections: DetectionRows
+    ground_truth: ObjectRows
     order: Int64[np.ndarray, "M"]  # those that count, all but those on difficult objects: by falling score
     right: Bool[np.ndarray, "D"]
     object: Int64[np.ndarray, "D"]  # of its class that it overlaps most; -1 where that is below the IoU threshold
@@ -100,7 +101,7 @@ def match(
     _, first = np.unique(best[hits], return_index=True)  # of each object, the hit of highest score
     right = np.zeros(len(best), dtype=bool)
     right[hits[first]] = True
-    return Matching(order, right, best)
+    return Matching(detections, ground_truth, order, right, best)
 
 
 def by_score(detections: DetectionRows) -> Int64[np.ndarray, "D"]:

@@ -5,7 +5,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
@@ -48,22 +48,14 @@ class RoIPool(nn.Module):
         return roi_pool(features["0"], [b - end for b in boxes], self.pool_size, 1 / self.stride)
 
 
-class TwoMLPHead(nn.Module):
-    def __init__(self, fc6: nn.Linear, fc7: nn.Linear):
-        super().__init__()
-        self.fc6, self.fc7 = fc6, fc7
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.fc7(torch.relu(self.fc6(x.flatten(1)))))
-
-
 class Assembly(GeneralizedRCNN):
     """Call `detect` with a resized image, or the module itself, in training mode, with images and targets."""
 
     def __init__(self, model: FastRCNN, config: Config):
         model = copy.deepcopy(model)
         backbone = model.backbone.to(memory_format=torch.contiguous_format)
-        head, predictor = TwoMLPHead(model.fc6, model.fc7), FastRCNNPredictor(1, 1)
+        head, predictor = TwoMLPHead(1, 1), FastRCNNPredictor(1, 1)
+        head.fc6, head.fc7 = model.fc6, model.fc7
         head.fc6.weight.data *= model.feature_scale
         predictor.cls_score, predictor.bbox_pred = model.cls_score, model.bbox_pred
         per_image = config.sampling.rois_per_batch // config.sampling.images_per_batch

@@ -1,7 +1,6 @@
 """A picture on its way through the detector, beside the assembly: cases, stages and checks to print."""
 
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from fastrcnn.proposals.selective_search import selective_search
 from bench.assembly import Assembly
 from bench.made import RANKS, compressed, distinct_proposals, made_network, picture
 from bench.memory import memory_of_detection, peak, save_made_network
-from bench.timing import Stages, case, medians, products, rates, staged
+from bench.timing import ASSEMBLY, Case, Stages, measured
 
 
 def detect(rounds: int, small: bool) -> dict[str, Any]:
@@ -33,19 +32,9 @@ def detect(rounds: int, small: bool) -> dict[str, Any]:
         assembly = Assembly(*models["float32"]).eval()
         detectors = {name: Detector(model, config, torch.device("cpu")) for name, (model, config) in models.items()}
         compared = compare(detectors["float32"], assembly, path, proposals)
-        cases: dict[str, Callable[[], object]] = {
-            name: partial(d.detect, path, proposals) for name, d in detectors.items()
-        }
-        cases["assembly"] = lambda: assembly_detect(assembly, detectors["float32"], path, proposals)
-        seconds = medians(rounds, {**cases, **products(size)})
-        rate = rates(seconds, size)
-        result: dict[str, Any] = {"rates": rate, "cases": {}, "stages": {}}
-        for name, detector in detectors.items():
-            precision = name.split(",")[0]
-            parts = staged(max(rounds // 2, 1), detection_stages(detector), cases[name], rate[precision])
-            result["cases"][name] = case(seconds[name], parts["gflop"], rate[precision], seconds["assembly"])
-            result["stages"][name] = parts["stages"]
-        result["cases"]["assembly, float32"] = {"ms": 1e3 * seconds["assembly"]}
+        cases = {name: detection_case(d, path, proposals) for name, d in detectors.items()}
+        other = partial(assembly_detect, assembly, detectors["float32"], path, proposals)
+        result = measured(rounds, size, cases, {ASSEMBLY: other})
         weights = Path(folder) / "model.safetensors"
         peak(save_made_network, small, weights)
         result["checks"] = {
@@ -60,24 +49,16 @@ def own(weights: str, image: str, rounds: int) -> dict[str, Any]:
     detector = fastrcnn.load(weights, "cpu")
     pixels = read_image(image)
     proposals = selective_search(pixels, Path(image).stem, detector.config.proposals)
-    seconds = medians(rounds, {"own": lambda: detector.detect(image, proposals), **products(4096)})
-    rate = rates(seconds, 4096)
-    precision = detector.model.precision
-    parts = staged(rounds, detection_stages(detector), lambda: detector.detect(image, proposals), rate[precision])
+    name = f"{weights}, {detector.model.precision}"
+    result = measured(rounds, 4096, {name: detection_case(detector, image, proposals)}, {})
     sides = detector.config.image
     scale = image_scale(pixels.shape[1], pixels.shape[0], sides.test_short_side[0], sides.test_long_side)
     cells = detector.model.cells(detector.model.project(torch.from_numpy(proposals), scale))
     shared = 1 - len(unique_rois(cells)[0]) / len(cells)
-    name = f"{weights}, {precision}"
-    return {
-        "rates": rate,
-        "cases": {name: case(seconds["own"], parts["gflop"], rate[precision], None)},
-        "stages": {name: parts["stages"]},
-        "checks": {"proposals": len(proposals), "share that has another's cells": shared},
-    }
+    return {**result, "checks": {"proposals": len(proposals), "share that has another's cells": shared}}
 
 
-def detection_stages(detector: Any) -> Callable[[Stages], None]:
+def detection_case(detector: Any, image: str | Path, proposals: Any) -> Case:
     def install(stages: Stages) -> None:
         stages.wrap(ahead, "read_image", "decode")
         stages.wrap(detector_module, "prepare_image", "scale")
@@ -91,7 +72,7 @@ def detection_stages(detector: Any) -> Callable[[Stages], None]:
             stages.hook(layer, "siblings")
         stages.wrap(detector_module, "select_detections", "NMS")
 
-    return install
+    return Case(partial(detector.detect, image, proposals), install, detector.model.precision)
 
 
 def assembly_detect(assembly: Any, detector: Any, path: Path, proposals: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fastrcnn import config as configs
-from fastrcnn.annotations.records import ImageRecord
+from fastrcnn.annotations.records import make_record
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.data.image_set import ImageSet
@@ -124,20 +124,8 @@ class Training:
     def __init__(self, folder: Path, config: Config):
         self.config, self.folder = config, folder
         proposals = distinct_proposals()
-        boxes = proposals[:4]
-        self.records = [
-            ImageRecord(
-                id=str(i),
-                path=picture(folder, i),
-                width=WIDTH,
-                height=HEIGHT,
-                boxes=boxes,
-                classes=np.arange(1, 5),
-                difficult=np.zeros(4, bool),
-                annotation=None,
-            )
-            for i in (1, 2)
-        ]
+        objects = [(box, number, False) for number, box in enumerate(proposals[:4], start=1)]
+        self.records = [make_record(str(i), picture(folder, i), WIDTH, HEIGHT, objects, None) for i in (1, 2)]
         self.model = build(config).train()
         self.optimizer = make_optimizer(self.model, config.solver)
         for group in self.optimizer.param_groups:

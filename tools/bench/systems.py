@@ -13,9 +13,9 @@ from fastrcnn.detect.detector import Detector
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model.fast_rcnn import FastRCNN
 
-from bench.detection import detection_stages
+from bench.detection import detection_case
 from bench.made import RANKS, compressed, distinct_proposals, made_network, picture
-from bench.timing import case, medians, products, rates, staged
+from bench.timing import measured
 
 FIVE_SCALES = [480, 576, 688, 864, 1200]  # of SPPnet, in the paper's Table 4, too
 WARPED = 64  # proposals that R-CNN is timed on
@@ -41,16 +41,12 @@ def systems(rounds: int, small: bool, proposals: int) -> dict[str, Any]:
         image = detectors["SPPnet, five scales"].config.image
         image.test_long_side, image.test_short_side = 2000, FIVE_SCALES
         cases = {
-            name: partial(d.detect, path, boxes[:part] if name == of_part else boxes) for name, d in detectors.items()
+            name: detection_case(d, path, boxes[:part] if name == of_part else boxes) for name, d in detectors.items()
         }
-        seconds = medians(rounds, {**cases, **products(size)})
-        rate = rates(seconds, size)
-        result: dict[str, Any] = {"rates": rate, "cases": {}, "stages": {}}
-        whole = {name: seconds[name] * (proposals / part if name == of_part else 1) for name in cases}
-        for name, work in cases.items():
-            parts = staged(max(rounds // 2, 1), detection_stages(detectors[name]), work, rate["float32"])
-            figures = case(seconds[name], parts["gflop"], rate["float32"], None)
-            figures |= {"seconds an image": whole[name], "times as fast as R-CNN": whole[of_part] / whole[name]}
-            figures["times as fast as SPPnet"] = whole["SPPnet, five scales"] / whole[name]
-            result["cases"][name], result["stages"][name] = figures, parts["stages"]
+        result = measured(rounds, size, cases, {})
+        figures = result["cases"]
+        seconds = {name: figures[name]["ms"] / 1e3 * (proposals / part if name == of_part else 1) for name in cases}
+        for name, whole in seconds.items():
+            figures[name] |= {"seconds an image": whole, "times as fast as R-CNN": seconds[of_part] / whole}
+            figures[name]["times as fast as SPPnet"] = seconds["SPPnet, five scales"] / whole
         return result

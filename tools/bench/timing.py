@@ -5,11 +5,15 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from tqdm import trange
+
+PRECISIONS = ("float32", "bfloat16")
+ASSEMBLY = "assembly, float32"
 
 
 def medians(rounds: int, cases: Mapping[str, Callable[[], object]]) -> dict[str, float]:
@@ -27,15 +31,10 @@ def medians(rounds: int, cases: Mapping[str, Callable[[], object]]) -> dict[str,
 def products(size: int) -> dict[str, Callable[[], object]]:
     """Square matrix products in both precisions: what the machine can do."""
     cases: dict[str, Callable[[], object]] = {}
-    for name in ("float32", "bfloat16"):
+    for name in PRECISIONS:
         a, b = (torch.randn(size, size, dtype=getattr(torch, name)) for _ in range(2))
         cases[f"product {name}"] = partial(torch.matmul, a, b)
     return cases
-
-
-def rates(seconds: dict[str, float], size: int) -> dict[str, float]:
-    """GFLOP a second of the two products."""
-    return {name: 2e-9 * size**3 / seconds[f"product {name}"] for name in ("float32", "bfloat16")}
 
 
 class Stages:
@@ -98,15 +97,24 @@ class Stages:
             undo()
 
 
-def staged(rounds: int, install: Callable[[Stages], None], work: Callable[[], object], rate: float) -> dict[str, Any]:
-    """Run `work` with stages installed; medians by stage, in milliseconds, and what floor they stand on."""
+@dataclass(frozen=True)
+class Case:
+    """Work to measure, with the stages that it goes through."""
+
+    work: Callable[[], object]
+    install: Callable[[Stages], None]
+    precision: str
+
+
+def staged(rounds: int, case: Case, rate: float) -> dict[str, Any]:
+    """Run the work of a case with stages installed; medians by stage, in milliseconds, and what floor they stand on."""
     seen: list[Stages] = []
     for _ in range(rounds):
         stages = Stages()
-        install(stages)
+        case.install(stages)
         try:
             with stages.timing("whole"):
-                work()
+                case.work()
         finally:
             stages.close()
         seen.append(stages)
@@ -126,8 +134,23 @@ def _row(stage: str, seconds: float, whole: float, gflop: float, rate: float) ->
     return {"stage": stage, "ms": 1e3 * seconds, "share": seconds / whole, "gflop": gflop, **ratio}
 
 
-def case(seconds: float, gflop: float, rate: float, other: float | None) -> dict[str, float]:
-    """One line of the table: milliseconds, how near to the floor, how many times as fast as the assembly."""
-    result = {"ms": 1e3 * seconds, "gflop": gflop, "floor ms": 1e3 * gflop / rate}
-    result["floor / measured"] = gflop / rate / seconds
-    return result if other is None else {**result, "times as fast as the assembly": other / seconds}
+def measured(
+    rounds: int, size: int, cases: Mapping[str, Case], others: Mapping[str, Callable[[], object]]
+) -> dict[str, Any]:
+    """All timed in turns: rates of products [size, size], each case with its stages, and `others` beside them.
+
+    How many times as fast a case is as the assembly is said where `others` has that.
+    """
+    seconds = medians(rounds, {**{name: one.work for name, one in cases.items()}, **others, **products(size)})
+    rate = {name: 2e-9 * size**3 / seconds[f"product {name}"] for name in PRECISIONS}  # GFLOP a second
+    result: dict[str, Any] = {"rates": rate, "cases": {}, "stages": {}}
+    for name, one in cases.items():
+        parts = staged(max(rounds // 2, 1), one, rate[one.precision])
+        floor = parts["gflop"] / rate[one.precision]
+        figures = {"ms": 1e3 * seconds[name], "gflop": parts["gflop"], "floor ms": 1e3 * floor}
+        figures["floor / measured"] = floor / seconds[name]
+        if ASSEMBLY in others:
+            figures["times as fast as the assembly"] = seconds[ASSEMBLY] / seconds[name]
+        result["cases"][name], result["stages"][name] = figures, parts["stages"]
+    result["cases"] |= {name: {"ms": 1e3 * seconds[name]} for name in others}
+    return result

@@ -1,6 +1,7 @@
 """A step of training, beside the assembly, and from stored features: cases, stages and checks to print."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from bench.assembly import Assembly
 from bench.made import Training, made_config
 from bench.memory import memory_of_training, peak
-from bench.timing import case, medians, products, rates, staged
+from bench.timing import ASSEMBLY, Case, measured
 
 
 def train(rounds: int, small: bool) -> dict[str, Any]:
@@ -31,17 +32,10 @@ def train(rounds: int, small: bool) -> dict[str, Any]:
             sum(losses.values()).backward()
             optimizer.step()
 
-        cases = {name: lambda t=t: t.step(batch) for name, t in runs.items()}
-        seconds = medians(rounds, {**cases, "assembly": assembly_step, **products(size)})
-        rate = rates(seconds, size)
-        result: dict[str, Any] = {"rates": rate, "cases": {}, "stages": {}}
-        for name, training in runs.items():
-            parts = staged(max(rounds // 2, 1), training.stages, cases[name], rate[name])
-            result["cases"][name] = case(seconds[name], parts["gflop"], rate[name], seconds["assembly"])
-            result["stages"][name] = parts["stages"]
-        result["cases"]["assembly, float32"] = {"ms": 1e3 * seconds["assembly"]}
+        cases = {name: Case(partial(t.step, batch), t.stages, name) for name, t in runs.items()}
+        result = measured(rounds, size, cases, {ASSEMBLY: assembly_step})
         loading = runs["float32"].loading()
-        step = torch.get_num_threads() * seconds["bfloat16"]
+        step = torch.get_num_threads() * result["cases"]["bfloat16"]["ms"] / 1e3
         steps, tiny_steps = (3, 20) if small else (20, 300)
         highest, growth = peak(memory_of_training, small, steps)
         tiny_growth = peak(memory_of_training, True, tiny_steps)[1]
@@ -58,28 +52,21 @@ def train(rounds: int, small: bool) -> dict[str, Any]:
 def cached(rounds: int, small: bool) -> dict[str, Any]:
     """A step from stored features beside one that computes them: conv5 trained, and fully connected layers only."""
     size = 256 if small else 4096
-    result: dict[str, Any] = {"cases": {}, "stages": {}, "checks": {}}
+    checks = {}
     names = {"conv5 trained": None, "fc only": "conv3_2" if small else "conv5_3"}
     with tempfile.TemporaryDirectory() as folder:
-        cases, runs = {}, {}
+        cases, others = {}, {}
         for name, frozen in names.items():
             config = made_config(small, "bfloat16", cached=True)
             config.model.freeze_up_to = frozen or config.model.freeze_up_to
             training = Training(Path(folder), config)
             plain, stored = training.batch(0), training.stored_batch(0)
             losses = [Training(Path(folder), config).step(b)["loss"] for b in (plain, stored)]
-            result["checks"][f"{name}: the same loss, bit for bit"] = losses[0] == losses[1]
-            runs[name] = training
-            cases[f"{name}, plain"] = lambda t=training, b=plain: t.step(b)
-            cases[f"{name}, stored"] = lambda t=training, b=stored: t.step(b)
-        seconds = medians(rounds, {**cases, **products(size)})
-        rate = rates(seconds, size)
-        for name, training in runs.items():
-            work = cases[f"{name}, stored"]
-            parts = staged(max(rounds // 2, 1), training.stages, work, rate["bfloat16"])
-            figures = case(seconds[f"{name}, stored"], parts["gflop"], rate["bfloat16"], None)
-            figures["times as fast as without"] = seconds[f"{name}, plain"] / seconds[f"{name}, stored"]
-            result["cases"][f"{name}, from stored features"] = figures
-            result["cases"][f"{name}, without"] = {"ms": 1e3 * seconds[f"{name}, plain"]}
-            result["stages"][f"{name}, from stored features"] = parts["stages"]
-    return {"rates": rate, **result}
+            checks[f"{name}: the same loss, bit for bit"] = losses[0] == losses[1]
+            others[f"{name}, without"] = partial(training.step, plain)
+            cases[f"{name}, from stored features"] = Case(partial(training.step, stored), training.stages, "bfloat16")
+        result = measured(rounds, size, cases, others)
+    figures = result["cases"]
+    for fast, slow in zip(cases, others, strict=True):
+        figures[fast]["times as fast as without"] = figures[slow]["ms"] / figures[fast]["ms"]
+    return {**result, "checks": checks}

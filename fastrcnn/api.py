@@ -80,7 +80,7 @@ def _as_config(config: "ConfigLike") -> "Config":
     from pathlib import Path
 
     from fastrcnn.config import Config, from_dict
-    from fastrcnn.config_files import configs_folder, load
+    from fastrcnn.config_files import load
     from fastrcnn.errors import FastRCNNError
 
     if isinstance(config, Config):
@@ -93,5 +93,4 @@ def _as_config(config: "ConfigLike") -> "Config":
         raise FastRCNNError(
             f"config: is of type {type(config).__name__}; give a Config, nested dictionaries or a YAML file"
         ) from None
-    shipped = configs_folder() / path
-    return load(shipped if not path.exists() and shipped.is_file() else path)
+    return load(path)

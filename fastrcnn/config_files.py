@@ -48,13 +48,15 @@ Origins = dict[str, Written]  # by dotted key
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML file, its bases and `key=value` overrides into a checked Config.
 
-    `base` is looked for beside the file, then in configs_folder(). `classes` and parts of `data` that a base names, not
-    the file or its overrides, are said in the log. Test and validation sets that come with a base are left out, so
-    never downloaded, when the file has classes of its own, or training sets of its own and is none of configs_folder().
+    A name of configs_folder() serves where there is no such file. `base` is looked for beside the file, then in
+    configs_folder(). `classes` and parts of `data` that a base names, not the file or its overrides, are said in the
+    log. Test and validation sets that come with a base are left out, so never downloaded, when the file has classes of
+    its own, or training sets of its own and is none of configs_folder().
 
     Raises ConfigError for a missing or malformed file, an unknown key, a wrong type or an impossible value.
     """
-    path = Path(path)
+    path, shipped = Path(path), configs_folder() / path
+    path = shipped if not path.exists() and shipped.is_file() else path
     tree, origins = _read_with_bases(path, ())
     for override in overrides:
         _apply_override(tree, origins, override)

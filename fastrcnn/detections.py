@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int64
 from numpy.typing import ArrayLike
 
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import atomic_write
+from fastrcnn.files import atomic_write, read_bytes
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -314,9 +314,7 @@ def read_detections(path: str | Path) -> tuple[list[str], list[DetectedImage]]:
     """
     remedy = "give the detections.json of tools/detect.py or tools/test.py, or make it again"
     try:
-        tree = json.loads(Path(path).read_bytes())
-    except OSError as e:
-        raise FastRCNNError(f"{path}: cannot be read: {e.strerror}; {remedy}") from None
+        tree = json.loads(read_bytes(path, remedy))
     except (ValueError, RecursionError) as e:
         raise FastRCNNError(f"{path}: is not whole JSON ({e}); {remedy}") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:

@@ -138,6 +138,16 @@ def safe_name(name: str) -> str:
 # ---- contents
 
 
+def read_bytes(path: str | Path, remedy: str = "check its permissions", missing: str | None = None) -> bytes:
+    """What a file holds. Raises FastRCNNError where it cannot be had, with a remedy; `missing` says that of no file."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as e:
+        absent = missing is not None and isinstance(e, FileNotFoundError)
+        reason = missing if absent else f"cannot be read: {e.strerror}; {remedy}"
+        raise FastRCNNError(f"{path}: {reason}") from None
+
+
 def file_digest(path: str | Path) -> bytes:
     """A digest of DIGEST_SIZE bytes of what a file holds, whatever its name. Raises OSError as reading it does."""
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)

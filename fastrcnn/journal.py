@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Generic, TypeVar
 
 import numpy as np
@@ -98,9 +97,7 @@ class Journal(Generic[Item]):
         assert self._file is not None, "append goes inside `with journal:`"
         return self._file
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._opened().close()
         self._file = None
 

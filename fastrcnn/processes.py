@@ -5,16 +5,25 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TypeVar
 
 import cv2
+from tqdm import tqdm
+
+from fastrcnn.errors import FastRCNNError
 
 if sys.platform == "win32":
     from multiprocessing.connection import PipeConnection as Connection
 else:
     from multiprocessing.connection import Connection
+
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 def cores() -> int:
@@ -63,6 +72,21 @@ def workers(processes: int) -> Iterator[Executor]:
     finally:
         ours.close()
         pool.shutdown(cancel_futures=True)
+
+
+def map_images(work: Callable[[Job], Result], jobs: Sequence[Job], processes: int, doing: str) -> list[Result]:
+    """`work` on every job, with a bar that says what is done; in this process if `processes` is 1.
+
+    Raises FastRCNNError when a process dies.
+    """
+    with nullcontext() if processes == 1 else workers(processes) as pool:
+        results = map(work, jobs) if pool is None else pool.map(work, jobs, chunksize=len(jobs) // (processes * 8) + 1)
+        try:
+            return list(tqdm(results, total=len(jobs), desc=doing, unit="image", leave=False))
+        except BrokenProcessPool:
+            raise FastRCNNError(
+                f"{doing}: a process died, perhaps for lack of memory; run again with fewer processes"
+            ) from None
 
 
 def _start_worker(life: Connection) -> None:

@@ -22,7 +22,7 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import lock
 from fastrcnn.journal import Journal
 from fastrcnn.proposals import make
-from fastrcnn.proposals.fit import open_proposals
+from fastrcnn.proposals.proposals import open_proposals
 from fastrcnn.proposals.selective_search import selective_search
 
 CONFIG = ProposalsConfig()
@@ -195,9 +195,9 @@ def test_a_journal_line_gives_the_image_back(tmp_path):
     )
     for made in images:
         (tmp_path / "j").unlink(missing_ok=True)
-        with make._open_journal(tmp_path / "j", {}) as journal:
+        with Journal(tmp_path / "j", {}, make._encode, make._decode) as journal:
             journal.append(made)
-        (read,) = make._open_journal(tmp_path / "j", {}).items
+        (read,) = Journal(tmp_path / "j", {}, make._encode, make._decode).items
         assert (read.id, read.digest, read.size) == (made.id, made.digest, made.size)
         assert read.boxes.dtype == np.int32 and read.boxes.tolist() == made.boxes.tolist()
 

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from test_proposals import RECORDS, record, stored, write_json
 
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.proposals.fit import open_proposals
-from fastrcnn.proposals.names import keys_to_ids
-from fastrcnn.proposals.proposals import read_proposals
+from fastrcnn.proposals.foreign import keys_to_ids
+from fastrcnn.proposals.proposals import open_proposals, read_proposals
 from fastrcnn.proposals.stored import write_stored
 
 

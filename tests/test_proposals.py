@@ -19,9 +19,8 @@ from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals import mat_file
-from fastrcnn.proposals.fit import find_problems, open_proposals
 from fastrcnn.proposals.mat_file import read_mat
-from fastrcnn.proposals.proposals import read_proposals
+from fastrcnn.proposals.proposals import find_problems, open_proposals, read_proposals
 from fastrcnn.proposals.stored import METADATA_KEY, StoredProposals, clean, write_stored
 
 MADE_BY = {"method": "fast", "max_per_image": 2000, "min_size": 2, "long_side": 500, "opencv": "5.0.0"}

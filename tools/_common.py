@@ -28,20 +28,12 @@ def parser(description: str, config: bool = False, weights: str | None = None) -
     prog = f"fastrcnn {by_command}" if by_command else Path(sys.argv[0]).name
     result = argparse.ArgumentParser(prog, None, description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if config:
-        result.add_argument(
-            "config", metavar="CONFIG", type=config_path, help="a YAML file, or one of configs/ by name: voc07.yaml"
-        )
+        result.add_argument("config", metavar="CONFIG", help="a YAML file, or one of configs/ by name: voc07.yaml")
     if weights:
         result.add_argument("weights", metavar="WEIGHTS", help=weights)
     if config:
         result.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="solver.max_iterations=100")
     return result
-
-
-def config_path(name: str) -> str:
-    """`name` where there is such a file; else the configuration of that name that comes with the package, if any."""
-    shipped = CONFIGS / name
-    return str(shipped) if not Path(name).exists() and shipped.is_file() else name
 
 
 def command(tool: str) -> str:

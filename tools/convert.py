@@ -7,12 +7,12 @@ difficult objects.
 
 from pathlib import Path
 
-from _common import config_path, parser, run
+from _common import parser, run
 
 
 def main() -> None:
     p = parser(__doc__)
-    p.add_argument("config", metavar="CONFIG", type=config_path, help="a YAML file; see configs/")
+    p.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
     p.add_argument("output", metavar="OUTPUT", help="a new folder")
     p.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="data.on_bad_box=clip")
     p.add_argument("--to", required=True, choices=("voc", "coco", "yolo"), help="the new format")

@@ -9,6 +9,7 @@ from typing import Any
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.recognise import kind_of_json
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import read_bytes
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,10 @@ def read_coco_file(path: Path) -> CocoFile:
 
 
 def _load(path: Path) -> dict[str, list[Any]]:
+    missing = "no such file; check `annotations` of the data set"
+    data = read_bytes(path, "set `annotations` to a JSON file", missing)
     try:
-        tree = json.loads(path.read_bytes(), object_hook=_without_mask)
-    except FileNotFoundError:
-        raise FastRCNNError(f"{path}: no such file; check `annotations` of the data set") from None
-    except OSError as e:
-        raise FastRCNNError(f"{path}: cannot be read: {e.strerror}; set `annotations` to a JSON file") from None
+        tree = json.loads(data, object_hook=_without_mask)
     except (ValueError, RecursionError) as e:
         raise FastRCNNError(f"{path}: is not JSON: {e}; export it again as COCO") from None
     if not isinstance(tree, dict) or not all(

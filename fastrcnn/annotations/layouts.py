@@ -23,14 +23,7 @@ from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import SUFFIXES
 
-
-@dataclass(frozen=True)
-class ListedImage:
-    """The files of one image id, before any is opened."""
-
-    id: str
-    images: tuple[Path, ...]  # exactly one if all is well
-    annotation: Path | None
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,16 +42,6 @@ def list_files(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) 
 
     Raises FastRCNNError when the folder or the list is missing, or no picture is there.
     """
-    layout, images, problems = _list_files(dataset)
-    sources = []
-    for listed in images:
-        path = listed.images[0] if listed.images else layout.images / f"{listed.id}.jpg"
-        sources.append(Source(path, partial(_read_listed, listed, layout, data, index)))
-    return Listing(sources, problems)
-
-
-def _list_files(dataset: DataSetConfig) -> tuple[Layout, list[ListedImage], list[Problem]]:
-    """The layout, the images, and remarks on the set as a whole."""
     layout = _layout(dataset)
     for listing in layout.listings:
         if dataset.download and not listing.exists():
@@ -71,20 +54,17 @@ def _list_files(dataset: DataSetConfig) -> tuple[Layout, list[ListedImage], list
     xmls = _xml_files(layout, below)
     chosen, problems = _listed(layout, names) if layout.listings else (_all_pictures(names), _unread(layout, below))
     annotations = match_annotations(names, xmls)
-    images = [
-        ListedImage(
-            identity,
-            tuple(layout.images / name for name in pictures),
-            layout.annotations / annotations[pictures[0]] if pictures and pictures[0] in annotations else None,
-        )
-        for identity, pictures in chosen
-    ]
     if not layout.listings and annotations:
         problems += _other_annotations(layout, set(xmls) - set(annotations.values()))
-    if not any(image.annotation for image in images):
-        problems.append(_without_annotations(layout, len(images), len(xmls)))
+    if not any(pictures and pictures[0] in annotations for _, pictures in chosen):
+        problems.append(_without_annotations(layout, len(chosen), len(xmls)))
         layout = replace(layout, annotated=False)
-    return layout, images, problems
+    sources = []
+    for identity, pictures in chosen:
+        xml = annotations.get(pictures[0]) if pictures else None
+        path = layout.images / (pictures[0] if pictures else f"{identity}.jpg")
+        sources.append(Source(path, partial(_read_listed, identity, pictures, xml, layout, data, index)))
+    return Listing(sources, problems)
 
 
 def _layout(dataset: DataSetConfig) -> Layout:
@@ -202,55 +182,50 @@ def _without_annotations(layout: Layout, images: int, xmls: int) -> Problem:
     return Problem("no annotations", layout.annotations, None, text, "noted")
 
 
-def _read_listed(listed: ListedImage, layout: Layout, data: DataConfig, index: dict[str, int]) -> Found:
+def _read_listed(
+    identity: str, pictures: list[str], xml: str | None, layout: Layout, data: DataConfig, index: dict[str, int]
+) -> Found:
     """The record of one image and what is wrong with it; no record when a file is missing or unreadable."""
-    problem = _check_files(listed, layout)
-    if problem is not None:
-        return (None, [problem]) if problem.kind == "duplicate id" else unreadable(problem, data)
-    path = listed.images[0]
-    size, problems = read_size(path, data)
-    if size is None:
-        return None, problems
-    if listed.annotation is None:
-        record = make_record(listed.id, path, *size, [], None)
-        if not layout.annotated:
-            return record, []
-        usual: Literal["error", "empty"] = "error" if layout.voc else "empty"
-        return unlabelled(record, f"no {listed.id}.xml in {layout.annotations}", data, usual)
-    try:
-        reader = ObjectReader(listed.annotation, size, data, index)
-        stated = read_objects(reader, path)
-    except FastRCNNError as e:
-        text = str(e).removeprefix(f"{listed.annotation}: ")
-        return None, [Problem("unreadable annotation", listed.annotation, None, text)]
-    return reader.record(listed.id, path, stated=stated)
-
-
-def _check_files(listed: ListedImage, layout: Layout) -> Problem | None:
-    """Whether there is one image."""
-    if not listed.images:
-        path = layout.images / (listed.id if suffix(listed.id) in {*SUFFIXES, *OTHER_PICTURES} else f"{listed.id}.jpg")
-        if path.exists() and suffix(path.name) in OTHER_PICTURES:
-            return Problem("pictures not read", path, None, "is a picture of a kind that is not read; save it as JPEG")
-        if path.exists():
-            text = f"no such image in {layout.images}, the folder of the set; set `root` to one that holds all"
-            return Problem("missing image", path, None, text)
-        text = f"no such image; restore it or drop {listed.id} from {layout.listings[0]}"
-        return Problem("missing image", path, None, text)
-    if len(listed.images) > 1:
-        others = ", ".join(path.name for path in listed.images[1:])
+    if not pictures:
+        return unreadable(_missing(identity, layout), data)
+    path = layout.images / pictures[0]
+    if len(pictures) > 1:
+        others = ", ".join(Path(name).name for name in pictures[1:])
         text = (
             f"has the same name as {others} but for the suffix, so that their XML file is not known; name the one you "
             "mean with its suffix in a list of images (`split`), or move the other to another folder"
         )
-        return Problem("duplicate id", listed.images[0], None, text)
-    return None
+        return None, [Problem("duplicate id", path, None, text)]
+    size, problems = read_size(path, data)
+    if size is None:
+        return None, problems
+    if xml is None:
+        record = make_record(identity, path, *size, [], None)
+        if not layout.annotated:
+            return record, []
+        usual: Literal["error", "empty"] = "error" if layout.voc else "empty"
+        return unlabelled(record, f"no {identity}.xml in {layout.annotations}", data, usual)
+    annotation = layout.annotations / xml
+    try:
+        reader = ObjectReader(annotation, size, data, index)
+        stated = read_objects(reader, path)
+    except FastRCNNError as e:
+        return None, [Problem("unreadable annotation", annotation, None, str(e).removeprefix(f"{annotation}: "))]
+    return reader.record(identity, path, stated=stated)
+
+
+def _missing(identity: str, layout: Layout) -> Problem:
+    """The picture of a line of a list is not there, or is none that is read."""
+    path = layout.images / (identity if suffix(identity) in {*SUFFIXES, *OTHER_PICTURES} else f"{identity}.jpg")
+    if path.exists() and suffix(path.name) in OTHER_PICTURES:
+        return Problem("pictures not read", path, None, "is a picture of a kind that is not read; save it as JPEG")
+    text = f"no such image; restore it or drop {identity} from {layout.listings[0]}"
+    if path.exists():
+        text = f"no such image in {layout.images}, the folder of the set; set `root` to one that holds all"
+    return Problem("missing image", path, None, text)
 
 
 # ---- VOC from the web
-
-
-log = logging.getLogger(__name__)
 
 
 def download_voc(root: Path, split: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path, PureWindowsPath
 from fastrcnn.annotations.folders import image_id, normal
 from fastrcnn.annotations.text import national_texts, unicode_text
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import read_bytes
 
 # Folders that stand side by side: images/day/1.jpg belongs to annotations/day/1.xml.
 SIDE_BY_SIDE = set("images image img imgs jpegimages pictures photos annotations annotation xml xmls labels".split())
@@ -62,12 +63,7 @@ def read_lines(path: Path, known: "ListedNames") -> list[str]:
 
     A list that is not Unicode is read in the national encoding in which it names pictures that are there.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise FastRCNNError(f"{path}: no such list of images; check the split of the data set") from None
-    except OSError as e:
-        raise FastRCNNError(f"{path}: cannot be read: {e.strerror}; check its permissions") from None
+    data = read_bytes(path, missing="no such list of images; check the split of the data set")
     text = unicode_text(data)
     texts = [data.decode("utf-8", "surrogateescape"), *(guess for _, guess in national_texts(data))]
     texts = texts if text is None else [text]

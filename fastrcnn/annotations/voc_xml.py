@@ -53,10 +53,15 @@ def read_objects(reader: ObjectReader, picture: Path) -> Stated:
     if guessed:
         text = f"does not state its encoding: read as {guessed}, the only one that gives class names; save it as UTF-8"
         reader.problems.append(Problem("encoding guessed", path, None, text, "noted"))
-    elements = root.findall("object")
-    if len(elements) != sum(1 for _ in root.iter("object")):
-        elements = list(_outermost(root))
-        reader.problems += _check_depth(root, elements, path)
+    elements = list(_outermost(root))
+    deeper = len(elements) - len(root.findall("object"))
+    if deeper:
+        text = f"{deeper} of its <object> are not directly in <annotation> but deeper; they are read anyway"
+        reader.problems.append(Problem("objects nested", path, None, text, "noted"))
+    within = sum(1 for _ in root.iter("object")) - len(elements)
+    if within:
+        text = f"{within} of its <object> lie inside another <object> and are not read; move them beside it"
+        reader.problems.append(Problem("objects in objects", path, None, text))
     for number, element in enumerate(elements, start=1):
         reader.begin(number)
         _read_object(reader, element)
@@ -70,20 +75,6 @@ def _outermost(parent: Element) -> Iterator[Element]:
             yield child
         else:
             yield from _outermost(child)
-
-
-def _check_depth(root: Element, elements: list[Element], path: Path) -> list[Problem]:
-    """Objects below something else than <annotation>."""
-    problems = []
-    deeper = len(elements) - len(root.findall("object"))
-    if deeper:
-        text = f"{deeper} of its <object> are not directly in <annotation> but deeper; they are read anyway"
-        problems.append(Problem("objects nested", path, None, text, "noted"))
-    within = sum(1 for _ in root.iter("object")) - len(elements)
-    if within:
-        text = f"{within} of its <object> lie inside another <object> and are not read; move them beside it"
-        problems.append(Problem("objects in objects", path, None, text))
-    return problems
 
 
 def _stated_size(root: Element) -> tuple[int | str | None, int | str | None]:

@@ -11,6 +11,7 @@ from defusedxml.ElementTree import DefusedXMLParser
 from fastrcnn.annotations.text import national_texts, unicode_text
 from fastrcnn.detections import plain_name
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import read_bytes
 
 # Web browsers read these names as their supersets too, for that is what files hold (WHATWG Encoding Standard).
 SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "shift-jis": "cp932", "euc-kr": "cp949"}
@@ -23,12 +24,9 @@ def read_annotation(path: Path, classes: Container[str]) -> tuple[Element, str |
     in the file one of them. Raises FastRCNNError for a file that is no XML, declares entities, or is no annotation.
     """
     try:
-        data = path.read_bytes()
-        root, guessed = _decoded(path, data, classes)
+        root, guessed = _decoded(path, read_bytes(path), classes)
     except DefusedXmlException:
         raise FastRCNNError(f"{path}: declares XML entities, which are refused; delete its <!DOCTYPE> line") from None
-    except OSError as e:
-        raise FastRCNNError(f"{path}: cannot be read: {e.strerror}; check its permissions") from None
     if root.tag != "annotation":
         raise FastRCNNError(f"{path}: is not a VOC annotation: its root is <{root.tag}>; export it as Pascal VOC")
     return root, guessed

@@ -16,7 +16,7 @@ from fastrcnn.annotations.folders import Pictures, files_below, image_id, is_pic
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.config_data import DataSetConfig
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import atomic_write
+from fastrcnn.files import atomic_write, read_bytes
 
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt", "predefined_classes.txt")
 PARTS = ("train", "val", "valid", "test")  # Roboflow's folder is valid, its key val
@@ -74,9 +74,7 @@ def find_names(dataset: DataSetConfig) -> Names:
 def text_of(path: Path) -> str:
     """A text file in UTF-8. Raises FastRCNNError for another, and one that cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as e:
-        raise FastRCNNError(f"{path}: cannot be read: {e.strerror}; check its permissions") from None
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise FastRCNNError(f"{path}: is not a text file in UTF-8; save it as one") from None
 

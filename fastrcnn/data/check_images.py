@@ -1,45 +1,29 @@
 """What decoding every image tells: which cannot be read, which are turned, which are the same picture."""
 
 import itertools
-from collections.abc import Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import file_digest
 from fastrcnn.images import image_orientation, read_image, used_range
-from fastrcnn.processes import cores, workers
+from fastrcnn.processes import cores, map_images
 
 TURNED = "EXIF rotation"
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """What decoding one image file tells."""
-
-    digest: bytes | None  # of the file's bytes, as in a proposals file; None when unreadable
-    findings: list[Problem]
+Digests = Mapping[Path, bytes | None]  # of the files' bytes, as in a proposals file; None when unreadable
 
 
-def decode_all(paths: Sequence[Path], processes: int | None) -> dict[Path, Pixels]:
+def decode_all(paths: Sequence[Path], processes: int | None) -> tuple[Digests, list[Problem]]:
     """Decode every image, in `processes`, all cores by default. Raises FastRCNNError when a process dies."""
     # a process takes as long to start as to decode some hundred
     processes = max(min(processes or cores(), len(paths) // 64), 1)
-    with nullcontext() if processes == 1 else workers(processes) as pool:
-        results = map(_decode, paths) if pool is None else pool.map(_decode, paths, chunksize=16)
-        bar = tqdm(results, total=len(paths), desc="images", unit="image", leave=False)
-        try:
-            return dict(zip(paths, bar, strict=True))
-        except BrokenProcessPool:
-            raise FastRCNNError(
-                "decoding images: a process died, perhaps for lack of memory; run again with fewer processes"
-            ) from None
+    seen = map_images(_decode, paths, processes, "decoding images")
+    digests = {path: digest for path, (digest, _) in zip(paths, seen, strict=True)}
+    return digests, [problem for _, found in seen for problem in found]
 
 
 def as_problem(kind: str, file: Path, error: FastRCNNError) -> Problem:
@@ -48,11 +32,11 @@ def as_problem(kind: str, file: Path, error: FastRCNNError) -> Problem:
     return Problem(kind, Path(culprit), None, text) if colon else Problem(kind, file, None, str(error))
 
 
-def _decode(path: Path) -> Pixels:
+def _decode(path: Path) -> tuple[bytes | None, list[Problem]]:
     try:
         read_image(path)
     except FastRCNNError as e:
-        return Pixels(None, [as_problem("unreadable image", path, e)])
+        return None, [as_problem("unreadable image", path, e)]
     turn = image_orientation(path)
     findings = []
     if turn != 1:
@@ -63,16 +47,15 @@ def _decode(path: Path) -> Pixels:
         text = f"has 16 bits a pixel but uses {used[0]} to {used[1]} only, so that it is read as dark or black"
         text += f"; multiply its values by {65535 // max(used[1], 1)}, or save it with 8 bits"
         findings.append(Problem("dark 16 bits", path, None, text, "noted"))
-    return Pixels(file_digest(path), findings)
+    return file_digest(path), findings
 
 
-def in_two_parts(paths: dict[str, list[Path]], digests: Mapping[Path, bytes | None]) -> list[Problem]:
+def in_two_parts(paths: dict[str, list[Path]], digests: Digests) -> Iterator[Problem]:
     """Images with equal digests in two parts of the data; `paths` are those of each part, in the order of PARTS.
 
     An error where it is trained on, since its score would be a lie. A remark where the best weights are chosen on a
     test image: its score is a little too good, and the user may want it so.
     """
-    found = []
     for one, other in itertools.combinations(paths, 2):
         first = {digests[path]: path for path in reversed(paths[one])}
         trained = one == "train"
@@ -80,30 +63,23 @@ def in_two_parts(paths: dict[str, list[Path]], digests: Mapping[Path, bytes | No
         for path in paths[other]:
             if digests[path] is not None and digests[path] in first:
                 text = f"{use} as {first[digests[path]]}; take it out of data.{one} or data.{other}"
-                kind = f"image in {one} and {other}"
-                found.append(Problem(kind, path, None, text, "error" if trained else "noted"))
-    return found
+                yield Problem(f"image in {one} and {other}", path, None, text, "error" if trained else "noted")
 
 
-def same_pictures(paths: dict[str, list[Path]], digests: Mapping[Path, bytes | None]) -> list[Problem]:
+def same_pictures(paths: dict[str, list[Path]], digests: Digests) -> Iterator[Problem]:
     """Images with equal digests in one part of the data; `paths` are those of each part."""
-    found = []
     for part, members in paths.items():
         first: dict[bytes, Path] = {}
-        for path in members:
-            digest = digests[path]
-            if digest is None:
-                continue
-            if digest in first:
+        for path, digest in ((path, digests[path]) for path in members):
+            if digest is not None and digest in first:
                 text = f"is the same file as {first[digest]}; it counts twice in data.{part}"
-                found.append(Problem("duplicate image", path, None, text, "noted"))
-            first.setdefault(digest, path)
-    return found
+                yield Problem("duplicate image", path, None, text, "noted")
+            elif digest is not None:
+                first[digest] = path
 
 
-def other_labels(records: Sequence[ImageRecord], digests: Mapping[Path, bytes | None]) -> list[Problem]:
+def other_labels(records: Sequence[ImageRecord], digests: Digests) -> Iterator[Problem]:
     """Equal pictures, by the bytes of their files, whose objects differ."""
-    found = []
     first: dict[bytes, ImageRecord] = {}
     for record in records:
         digest = digests.get(record.path)
@@ -111,8 +87,7 @@ def other_labels(records: Sequence[ImageRecord], digests: Mapping[Path, bytes | 
         if _objects(other) != _objects(record):
             numbers = f"{len(record.boxes)} and {len(other.boxes)} objects"
             text = f"is the same picture as {other.path} with other labels ({numbers}); keep the right ones for both"
-            found.append(Problem("equal pictures, other labels", record.path, None, text, "noted"))
-    return found
+            yield Problem("equal pictures, other labels", record.path, None, text, "noted")
 
 
 def _objects(record: ImageRecord) -> set[tuple[float, ...]]:

@@ -5,7 +5,7 @@ Findings that are errors would make training or a score meaningless; the others 
 
 import difflib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fastrcnn.annotations.problems import Outcome, Problem
@@ -93,18 +93,13 @@ def shown_names(names: Counter[str]) -> str:
 
 def crowded(records: Iterable[ImageRecord], max_detections: int) -> list[Problem]:
     """Images with more objects than detections are kept of one."""
-    return [
-        Problem(
-            "more objects than detections",
-            record.annotation or record.path,
-            None,
-            f"image {record.id} has {len(record.boxes)} objects, and test.max_detections keeps {max_detections} "
-            "detections of an image: the others cannot be found; raise it",
-            "noted",
-        )
-        for record in records
-        if len(record.boxes) > max_detections
-    ]
+    found = []
+    for record in records:
+        if len(record.boxes) > max_detections:
+            text = f"image {record.id} has {len(record.boxes)} objects, and test.max_detections keeps {max_detections} "
+            text += "detections of an image: the others cannot be found; raise it"
+            found.append(Problem("more objects than detections", record.annotation or record.path, None, text, "noted"))
+    return found
 
 
 def not_pixels(records: Iterable[ImageRecord]) -> list[Problem]:
@@ -196,18 +191,13 @@ def _without_objects(records: Iterable[ImageRecord]) -> list[Problem]:
 
 def _absent_classes(
     part: str, records: Iterable[ImageRecord], problems: Sequence[Problem], classes: Sequence[str]
-) -> list[Problem]:
+) -> Iterator[Problem]:
     """Classes without objects, unless objects were refused as errors: fixed, they may be of these."""
-    if any(p.outcome == "error" for p in problems):
-        return []
     present = {number for record in records for number in record.classes.tolist()}
     names = names_outside(problems)
     others = f"; the files also name {shown_names(names)}" if names else ""
     hint = f"check how the annotations spell it{others}, or leave it out of classes"
-    return [
-        Problem(
-            "class without objects", Path(f"data.{part}"), None, f"holds no object of class {name!r}; {hint}", "noted"
-        )
-        for number, name in enumerate(classes, start=1)
-        if number not in present
-    ]
+    for number, name in enumerate(classes, start=1):
+        if number not in present and not any(p.outcome == "error" for p in problems):
+            text = f"holds no object of class {name!r}; {hint}"
+            yield Problem("class without objects", Path(f"data.{part}"), None, text, "noted")

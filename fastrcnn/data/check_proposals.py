@@ -11,10 +11,9 @@ from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config
 from fastrcnn.config_data import DataSetConfig
-from fastrcnn.data.check_images import Pixels, as_problem
+from fastrcnn.data.check_images import Digests, as_problem
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.proposals.fit import find_problems
-from fastrcnn.proposals.proposals import Proposals, read_proposals
+from fastrcnn.proposals.proposals import Proposals, find_problems, read_proposals
 from fastrcnn.proposals.recall import Recall, proposal_recall
 
 
@@ -37,13 +36,13 @@ def read_set_proposals(
     return proposals, find_problems(proposals, records)
 
 
-def other_pictures(proposals: Proposals, records: list[ImageRecord], pixels: dict[Path, Pixels]) -> Iterator[Problem]:
+def other_pictures(proposals: Proposals, records: list[ImageRecord], digests: Digests) -> Iterator[Problem]:
     """Images whose file has changed since the proposals were made, where the proposals file can tell."""
     if proposals.stored.digests is None:
         return
     made_from = dict(zip(proposals.stored.ids, proposals.stored.digests, strict=True))
     for record in records:
-        digest = pixels[record.path].digest
+        digest = digests[record.path]
         if digest is not None and digest != made_from[record.id].tobytes():
             text = f"has changed since its proposals in {proposals.path} were made; run tools/proposals.py again"
             yield Problem("proposals of another picture", record.path, None, text, "noted")

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from fastrcnn.annotations.read import distinct_ids, image_paths, read_data_set
 from fastrcnn.annotations.records import ImageRecord, class_index
 from fastrcnn.config import Config
 from fastrcnn.config_data import PARTS, DataSetConfig
-from fastrcnn.data.check_images import Pixels, as_problem, decode_all, in_two_parts, other_labels, same_pictures
+from fastrcnn.data.check_images import Digests, as_problem, decode_all, in_two_parts, other_labels, same_pictures
 from fastrcnn.data.check_labels import label_findings
 from fastrcnn.data.check_proposals import (
     not_made_yet,
@@ -63,10 +63,8 @@ def check(config: Config, processes: int | None = None) -> Report:
     """
     parts = [_read_part(part, config) for part in PARTS]
     paths = {part.name: [record.path for record in part.records] for part in parts}
-    pixels = decode_all(sorted({path for part in paths.values() for path in part}), processes)
-    digests = {path: seen.digest for path, seen in pixels.items()}
-    findings = [finding for part in parts for finding in part.problems]
-    findings += [finding for seen in pixels.values() for finding in seen.findings]
+    digests, seen = decode_all(sorted({path for part in paths.values() for path in part}), processes)
+    findings = [finding for part in parts for finding in part.problems] + seen
     findings += [*in_two_parts(paths, digests), *same_pictures(paths, digests)]
     findings += other_labels([record for part in parts for record in part.records], digests)
     for part in parts:
@@ -78,7 +76,7 @@ def check(config: Config, processes: int | None = None) -> Report:
         for dataset, records in part.sets:
             recall = proposals = None
             if records and not not_made_yet(dataset):
-                proposals, recall, new = _check_proposals(dataset, records, config, pixels)
+                proposals, recall, new = _check_proposals(dataset, records, config, digests)
                 findings += new
             checked.append(CheckedSet(part.name, f"{part.name} {dataset.label}", records, recall, proposals))
     names = sum((_names(part, config.classes) for part in parts), Counter())
@@ -103,7 +101,7 @@ def files_in_both(train: Sequence[ImageRecord], config: Config) -> list[Problem]
             with contextlib.suppress(FastRCNNError):
                 paths[part] += image_paths(dataset, config.data)
     same: dict[Path, bytes | None] = {path: str(path.resolve()).encode() for part in paths.values() for path in part}
-    return in_two_parts(paths, same)
+    return list(in_two_parts(paths, same))
 
 
 # ---- annotations
@@ -123,31 +121,25 @@ class _Part:
 
 
 def _read_part(name: str, config: Config) -> _Part:
-    datasets = getattr(config.data, name)
+    """A data set that cannot be read as a whole, or is empty, gives one problem."""
+    datasets: list[DataSetConfig] = getattr(config.data, name)
+    index = class_index(config.classes)
     problems: list[Problem] = []
     read: list[list[ImageRecord]] = []
     for dataset in datasets:
         read.append([])
-        for record, new in _read_all(dataset, config):
-            problems += new
-            read[-1] += [record] if record is not None else []
+        empty = True
+        try:
+            for record, new in read_data_set(dataset, config.data, index):
+                problems += new
+                read[-1] += [record] if record is not None else []
+                empty = False
+            if empty:
+                raise FastRCNNError(f"{dataset.root}: holds no images; check the root and the split")
+        except FastRCNNError as e:
+            problems.append(as_problem("unreadable data set", Path(dataset.root), e))
     distinct, new = distinct_ids(datasets, read)
     return _Part(name, list(zip(datasets, distinct, strict=True)), problems + new)
-
-
-def _read_all(dataset: DataSetConfig, config: Config) -> Iterator[tuple[ImageRecord | None, list[Problem]]]:
-    """read_data_set; for a set that cannot be read as a whole, or is empty, one problem."""
-    where = Path(dataset.root)
-    empty = True
-    try:
-        for found in read_data_set(dataset, config.data, class_index(config.classes)):
-            yield found
-            empty = False
-    except FastRCNNError as e:
-        yield None, [as_problem("unreadable data set", where, e)]
-        return
-    if empty:
-        yield None, [Problem("unreadable data set", where, None, "holds no images; check the root and the split")]
 
 
 def _names(part: _Part, classes: Sequence[str]) -> Counter[str]:
@@ -172,14 +164,14 @@ def _wait_for_proposals(datasets: Sequence[DataSetConfig]) -> Problem:
 
 
 def _check_proposals(
-    dataset: DataSetConfig, records: list[ImageRecord], config: Config, pixels: dict[Path, Pixels]
+    dataset: DataSetConfig, records: list[ImageRecord], config: Config, digests: Digests
 ) -> tuple[Proposals | None, Recall | None, list[Problem]]:
     """Proposals that can be used, their recall, and what is wrong with them."""
     proposals, findings = read_set_proposals(dataset, records, config)
     if proposals is None:
         return None, None, findings
     known = [record for record in records if record.id in proposals]
-    findings += other_pictures(proposals, known, pixels)
+    findings += other_pictures(proposals, known, digests)
     findings += [problem for record in known for problem in without_proposals(record, proposals[record.id])]
     if any(p.kind not in ("proposals missing", "proposals of another picture", "no proposals") for p in findings):
         return None, None, findings

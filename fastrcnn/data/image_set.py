@@ -13,8 +13,7 @@ from fastrcnn.annotations.records import ImageRecord, for_training
 from fastrcnn.config import Config
 from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.proposals.fit import Visit, open_proposals
-from fastrcnn.proposals.proposals import join
+from fastrcnn.proposals.proposals import Visit, join, open_proposals
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from fastrcnn.annotations.problems import Problem, refuse_errors
 from fastrcnn.annotations.read import distinct_ids, read_data_sets
@@ -10,9 +11,10 @@ from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config
 from fastrcnn.config_data import PARTS, DataSetConfig
 from fastrcnn.data.check_labels import nothing_labelled
+from fastrcnn.data.image_set import ImageSet
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.proposals.fit import open_proposals
 from fastrcnn.proposals.make import make_proposals
+from fastrcnn.proposals.proposals import open_proposals
 from fastrcnn.proposals.recall import Recall, proposal_recall
 
 
@@ -32,11 +34,7 @@ class ProposedSet:
         return self.path.endswith(".safetensors")
 
 
-@dataclass(frozen=True)
-class _ReadSet:
-    name: str
-    dataset: DataSetConfig
-    records: list[ImageRecord]
+ReadSet: TypeAlias = tuple[str, DataSetConfig, list[ImageRecord]]  # a data set by its name, and its images
 
 
 def propose(config: Config, processes: int | None = None) -> Iterator[ProposedSet]:
@@ -47,17 +45,18 @@ def propose(config: Config, processes: int | None = None) -> Iterator[ProposedSe
     """
     for path, sets in _sets_by_file(config).items():
         if path.endswith(".safetensors"):
-            distinct, _ = distinct_ids([s.dataset for s in sets], [s.records for s in sets])
+            _, datasets, images = zip(*sets, strict=True)
+            distinct, _ = distinct_ids(datasets, images)
             # An image of both parts is searched once.
             make_proposals([r for records in distinct for r in records], path, config.proposals, processes)
-        for read in sets:
-            proposals = open_proposals(path, read.records, config.proposals)
-            recall = proposal_recall((record, proposals[record.id]) for record in read.records)
-            boxes = sum(len(proposals[record.id]) for record in read.records)
-            yield ProposedSet(read.name, path, read.records, boxes, recall)
+        for name, _, records in sets:
+            proposals = open_proposals(path, records, config.proposals)
+            recall = proposal_recall(ImageSet(records, proposals))
+            boxes = sum(len(proposals[record.id]) for record in records)
+            yield ProposedSet(name, path, records, boxes, recall)
 
 
-def _sets_by_file(config: Config) -> dict[str, list[_ReadSet]]:
+def _sets_by_file(config: Config) -> dict[str, list[ReadSet]]:
     by_path = defaultdict(list)
     labelled: list[ImageRecord] = []
     left_out: list[Problem] = []
@@ -71,7 +70,7 @@ def _sets_by_file(config: Config) -> dict[str, list[_ReadSet]]:
             if part == "train":
                 labelled += records
                 left_out += problems
-            by_path[dataset.proposals].append(_ReadSet(f"{key} ({dataset.label})", dataset, records))
+            by_path[dataset.proposals].append((f"{key} ({dataset.label})", dataset, records))
     nothing = nothing_labelled("train", labelled, left_out, config.classes)
     refuse_errors([nothing] if nothing else [])
     return by_path

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fastrcnn import boxes as box_ops
@@ -45,13 +44,10 @@ def write_sheets(report: Report, config: Config, folder: Path) -> list[Path]:
     """
     written = []
     cells = _labelled(report)
-    if cells:
-        written.append(folder / "labels.png")
-        write_image(written[-1], label_sheet(cells, report.classes))
-    turned = _both_frames(report, config)
-    if turned:
-        written.append(folder / "turned.png")
-        write_image(written[-1], label_sheet(turned, report.classes))
+    for name, shown in (("labels.png", cells), ("turned.png", _both_frames(report, config))):
+        if shown:
+            written.append(folder / name)
+            write_image(written[-1], label_sheet(shown, report.classes))
     images = _usable(report, config)
     if images is not None:
         written.append(folder / "batches.png")
@@ -151,22 +147,20 @@ def _as_seen(batch: Batch, classes: Sequence[str]) -> list[tuple[UInt8[np.ndarra
         start, end = end, end + len(rois)
         labels = batch.labels[start:end]
         foreground = labels > 0
-        targets = box_ops.decode(rois[foreground], batch.bbox_targets[start:end][foreground]).squeeze(1)
+        decoded = box_ops.decode(rois[foreground], batch.bbox_targets[start:end][foreground]).squeeze(1)
         objects = {
             tuple(box): classes[number - 1]
-            for box, number in zip(targets.round(decimals=1).tolist(), labels[foreground].tolist(), strict=True)
+            for box, number in zip(decoded.round(decimals=1).tolist(), labels[foreground].tolist(), strict=True)
         }
         names = list(objects.values())
-        groups = [
-            (np.array(list(objects), np.float64).reshape(-1, 4), names, [TARGET] * len(names)),
-            (rois[foreground].numpy(), [""] * int(foreground.sum()), [FOREGROUND] * int(foreground.sum())),
-            (rois[~foreground].numpy(), [""] * int((~foreground).sum()), [BACKGROUND] * int((~foreground).sum())),
-        ]
+        targets = np.array(list(objects), np.float64).reshape(-1, 4)
+        boxes = np.concatenate((targets, rois[foreground].numpy(), rois[~foreground].numpy())) * scale
+        green, orange = int(foreground.sum()), int((~foreground).sum())
+        colours = [TARGET] * len(names) + [FOREGROUND] * green + [BACKGROUND] * orange
         pixels = image.permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
-        boxes = np.concatenate([boxes for boxes, _, _ in groups]) * scale
-        drawn = draw_boxes(pixels, boxes, sum((g[1] for g in groups), []), sum((g[2] for g in groups), []))
+        drawn = draw_boxes(pixels, boxes, [*names, *[""] * len(rois)], colours)
         size = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        counts = f"{int(foreground.sum())} foreground (green), {int((~foreground).sum())} background (orange)"
+        counts = f"{green} foreground (green), {orange} background (orange)"
         seen.append((drawn, f"{batch.iteration}: {image_id}, {size}, {counts}, targets (white)"))
     return seen
 
@@ -177,7 +171,6 @@ def _as_seen(batch: Batch, classes: Sequence[str]) -> list[tuple[UInt8[np.ndarra
 def _write_histograms(report: Report, path: Path) -> None:
     """Classes, box sizes, aspect ratios, and recall by size, of each part of the data."""
     figure = Figure(figsize=(16, 11), layout="constrained")
-    FigureCanvasAgg(figure)
     (classes, sizes), (ratios, recall) = figure.subplots(2, 2)
     for axes in (classes, sizes, ratios, recall):
         axes.tick_params(labelsize=13)

@@ -14,7 +14,7 @@ from fastrcnn.config import Config
 from fastrcnn.detect.detector import Detector
 from fastrcnn.detect.views import Look, Rows
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import METADATA_KEY
+from fastrcnn.files import METADATA_KEY, read_bytes
 from fastrcnn.images import prepare_image
 from fastrcnn.model.score_thresholds import ScoreThresholds
 
@@ -58,13 +58,7 @@ def load_onnx(path: str | Path, device: str = "auto", precision: str | None = No
     for name, asked, has in (("device", device, ("auto", "cpu")), ("precision", precision, (None, "float32"))):
         if asked not in has:
             raise FastRCNNError(f"{path}: is run on the CPU in float32; leave {name} {asked} out, or load the weights")
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise FastRCNNError(f"{path}: no such file") from None
-    except OSError as e:
-        raise FastRCNNError(f"{path}: cannot be read: {e.strerror}; check its permissions") from None
-    return open_onnx(data, path)
+    return open_onnx(read_bytes(path, missing="no such file"), path)
 
 
 def open_onnx(data: bytes, path: str | Path) -> OnnxDetector:

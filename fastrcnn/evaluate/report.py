@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
@@ -56,7 +55,6 @@ def plot_precision_recall(result: VOCResult, classes: Sequence[str], path: str |
     else:  # that engine takes a minute for 365 panels
         edge = 0.3 / side
         figure.subplots_adjust(edge / columns, edge / rows, 1 - 0.1 / columns, 1 - edge / rows, 0.12, 0.3)
-    canvas = FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     unnamed = False
     for k, axis in zip(present, axes, strict=False):
@@ -79,7 +77,7 @@ def plot_precision_recall(result: VOCResult, classes: Sequence[str], path: str |
     figure.supxlabel("recall" + "; classes with a number: no font here has their names" * unnamed, fontsize=9)
     figure.supylabel("precision", fontsize=9)
     with atomic_write(path) as picture:
-        canvas.print_png(picture)
+        figure.savefig(picture, format="png")
 
 
 def write_voc_files(

@@ -8,6 +8,7 @@ from typing import Any
 from fastrcnn import config as configs
 from fastrcnn.config import Config
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import read_bytes
 
 RESULTS = "results.json"
 AGAIN = "score its detections again: tools/test.py CONFIG DETECTIONS.json"
@@ -71,15 +72,13 @@ def read_results(path: str | Path) -> Results:
             "tested, or a detections.json that was scored"
         )
     try:
-        numbers = json.loads(found.read_bytes())
+        numbers = json.loads(read_bytes(found, AGAIN))
         ap, detections = dict(numbers["ap"]), str(numbers["detections"])
         config, trained = (
             configs.from_dict(tree, str(found)) if tree else None for tree in (numbers["config"], numbers["trained"])
         )
         if config is None or not config.data.test:
             raise KeyError("config.data.test")
-    except OSError as e:
-        raise FastRCNNError(f"{found}: cannot be read: {e.strerror}; {AGAIN}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise FastRCNNError(
             f"{found}: lacks what a comparison needs ({type(e).__name__}: {e}), as in earlier versions; {AGAIN}"

@@ -4,8 +4,9 @@ Whatever they hold becomes half-open boxes in image pixels here. Nothing in them
 """
 
 import json
+import math
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from fastrcnn.annotations.folders import image_id
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals.mat_file import MAX_COMPRESSION, read_mat, rows_of_four
-from fastrcnn.proposals.names import keys_to_ids
 from fastrcnn.proposals.stored import StoredProposals, check_index, clean, compact, convention
 
 
@@ -97,12 +98,58 @@ def _cleaned(stored: StoredProposals, records: Sequence[ImageRecord], min_size: 
     """Clip what is 1 pixel outside its image, leave out small and repeated boxes; what is wrong stays, to be found."""
     sizes = {record.id: (record.width, record.height) for record in records}
     cleaned = []
-    for i, image_id in enumerate(stored.ids):
+    for i, key in enumerate(stored.ids):
         boxes = stored.rows(i)
-        if image_id in sizes:
-            limit = np.array(sizes[image_id] * 2)
+        if key in sizes:
+            limit = np.array(sizes[key] * 2)
             inside = np.clip(boxes, 0, limit)
             boxes = np.where(np.abs(boxes - inside) <= 1, inside, boxes)
         cleaned.append(clean(boxes, min_size))
     offsets = np.cumsum([0] + [len(b) for b in cleaned])
     return StoredProposals(stored.ids, offsets, compact(np.concatenate([np.zeros((0, 4)), *cleaned])))
+
+
+# ---- which image the key of a file means: an id, or a file name or path that fits one image only
+
+
+def keys_to_ids(keys: Sequence[str], records: Sequence[ImageRecord]) -> list[str]:
+    """The keys of a file, with the ids of `records` in place of those that mean one of them by another name.
+
+    A key that is no id, such as a.jpg, images/a.jpg or C:\\photos\\a, means the image whose path has the most parts
+    in common with it, from the end, or whose id it is but for suffix and slashes; where two fit equally, it
+    stays as it is.
+    """
+    known = set(keys)
+    wanted = defaultdict(list)
+    for record in records:
+        if record.id not in known:
+            path = image_id(record.path.as_posix()).split("/")[::-1]
+            wanted[path[0]].append((record.id, path))
+    if not wanted:
+        return list(keys)
+    ids = {record.id for record in records}
+    claims: dict[str, list[tuple[float, str]]] = defaultdict(list)  # by image: how well each key fits
+    for key in keys:
+        name = image_id(key.replace("\\", "/"))
+        parts = name.split("/")[::-1]
+        near = wanted[parts[0]] if key not in ids else []
+        fits = [(math.inf if name == identity else _in_common(parts, path), identity) for identity, path in near]
+        best = max(fits, default=(0, ""))
+        if sum(fit == best[0] for fit, _ in fits) == 1:
+            claims[best[1]].append((best[0], key))
+    renamed = {}
+    for identity, some in claims.items():
+        best = max(some)
+        if sum(fit == best[0] for fit, _ in some) == 1:
+            renamed[best[1]] = identity
+    return [renamed.get(key, key) for key in keys]
+
+
+def _in_common(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many parts two paths share, from their ends; both are given in reverse."""
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

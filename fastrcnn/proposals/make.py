@@ -67,13 +67,15 @@ def make_proposals(
         stored, stored_by = _read_finished(path)
         if stored:
             check_settings(path, stored_by, config)
-        journal = _open_journal(path.with_name(f"{path.name}.{key}.partial"), made_by)
+        journal = Journal(path.with_name(f"{path.name}.{key}.partial"), {"proposals": made_by}, _encode, _decode)
         made = stored | {m.id: m for m in journal.items}
         todo = [r for r in records if r.id not in made or made[r.id].digest != _digest(r.path)]
         if todo and stored and stored_by != made_by:
+            changed = [key for key in made_by if stored_by.get(key) != made_by[key]]
+            differences = ", ".join(f"{key} {stored_by.get(key)} instead of {made_by[key]}" for key in changed)
             raise FastRCNNError(
-                f"{path}: lacks {len(todo)} images and was made with {_differences(stored_by, made_by)}; "
-                "name another file to search all of them again"
+                f"{path}: lacks {len(todo)} images and was made with {differences}; name another file to search all of "
+                "them again"
             )
         changed = [r.id for r in todo if r.id in made]
         if changed:
@@ -110,10 +112,6 @@ def _digest(path: Path) -> bytes | None:
         return file_digest(path)
     except OSError:
         return None
-
-
-def _differences(have: dict[str, Any], want: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {have.get(key)} instead of {want[key]}" for key in want if have.get(key) != want[key])
 
 
 def _read_finished(path: Path) -> tuple[dict[str, SearchedImage], dict[str, Any]]:
@@ -184,10 +182,6 @@ def _search_one(image_id: str, path: Path, config: ProposalsConfig) -> SearchedI
 
 
 # ---- the journal of an unfinished run
-
-
-def _open_journal(path: Path, made_by: dict[str, Any]) -> Journal[SearchedImage]:
-    return Journal(path, {"proposals": made_by}, _encode, _decode)
 
 
 def _encode(made: SearchedImage) -> dict[str, Any]:

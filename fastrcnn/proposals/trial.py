@@ -3,16 +3,14 @@
 import random
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.images import read_image
-from fastrcnn.processes import cores, workers
+from fastrcnn.processes import cores, map_images
 from fastrcnn.proposals.recall import Recall, proposal_recall
 from fastrcnn.proposals.selective_search import selective_search
 
@@ -51,10 +49,7 @@ def try_settings(
         return []
     variants = _variants(sample, config)
     jobs = [(record, config.model_copy(update=settings)) for settings in variants for record in sample]
-    processes = min(processes or cores(), len(jobs))
-    with nullcontext() if processes == 1 else workers(processes) as pool:
-        results = map(_search, jobs) if pool is None else pool.map(_search, jobs)
-        found = list(tqdm(results, total=len(jobs), desc="trying settings", unit="image", leave=False))
+    found = map_images(_search, jobs, min(processes or cores(), len(jobs)), "trying settings")
     trials = []
     for i, settings in enumerate(variants):
         rows = found[i * len(sample) : (i + 1) * len(sample)]

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Real
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fastrcnn.files import atomic_write
@@ -22,7 +21,6 @@ def plot_losses(metrics: list[dict], path: str | Path) -> None:
     """
     evaluated = points(metrics, "map")
     figure = Figure(figsize=(9, 6 if len(evaluated) else 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     if len(evaluated):
         losses, scores = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         scores.plot(*evaluated.T, "o-", color="tab:red")

@@ -8,17 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import atomic_write
+from fastrcnn.files import atomic_write, read_bytes
 from fastrcnn.train.board import Board
 
-PLOTTED = (
-    "loss",
-    "loss_cls",
-    "loss_bbox",
-    "map",
-    "best_iteration",
-    "best_map",
-)  # numbers or null, where a line has them
+PLOTTED = "loss loss_cls loss_bbox map best_iteration best_map".split()  # numbers or null, where a line has them
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -28,10 +21,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     line for any other that is not such a record, and for a file that cannot be read.
     """
     path = Path(path)
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as e:
-        raise FastRCNNError(f"{path}: cannot be read: {e.strerror}; name the metrics file of a run") from e
+    lines = read_bytes(path, "name the metrics file of a run").split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torchvision.models import resnet50 as torchvision_resnet50
 from torchvision.models import vgg16 as torchvision_vgg16
 
 from fastrcnn.model import backbones
@@ -45,3 +46,44 @@ def test_freezing_goes_by_name_and_takes_the_pooling_along():
     assert backbones.frozen_depth(backbone, "conv5_3") == len(VGG16_LAYERS)
     with pytest.raises(KeyError, match="conv1_1, relu1_1"):
         backbones.frozen_depth(backbone, "conv9")
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "parameters"),
+    [("caffenet", (39, 51), 2_334_080), ("vgg_cnn_m_1024", (36, 49), 6_528_640)],
+)
+def test_models_s_and_m(name, cells, parameters):
+    """Of a picture of 600 x 800; parameters by the prototxts: k * k * in / group * out + out of each convolution."""
+    with torch.device("meta"):
+        backbone = backbones.BUILDERS[name]()
+        assert backbone(torch.zeros(1, 3, 600, 800)).shape[2:] == cells
+    assert sum(p.numel() for p in backbone.parameters()) == parameters
+    assert backbones.frozen_depth(backbone, "conv1") == [*backbone._modules].index("conv2")
+
+
+def test_batch_norm_folded_into_convolutions_changes_nothing_but_rounding():
+    network = backbones.resnet50()[:7].eval()  # to conv2_3, with and without a shortcut that is a convolution
+    for layer in network.modules():
+        if isinstance(layer, backbones.FrozenNorm):
+            for numbers in (layer.weight, layer.running_var, layer.bias, layer.running_mean):
+                numbers.uniform_(0.5, 1)
+    image = torch.randn(1, 3, 64, 80)
+    folded = backbones.without_batch_norm(network)
+    with torch.no_grad():
+        expected, found = network(image), folded(image)
+    assert not any(isinstance(layer, backbones.FrozenNorm) for layer in folded.modules())
+    assert 0 < (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert torch.equal(network(image), expected)
+    assert backbones.without_batch_norm(folded) is folded
+
+
+def test_resnet50_s_blocks_compute_what_torchvision_s_network_does():
+    backbone = backbones.resnet50().eval()
+    reference = torchvision_resnet50().eval()
+    names = [name for name in reference.state_dict() if "num_batches" not in name and not name.startswith("fc.")]
+    state = dict(zip(names, backbone.state_dict().values(), strict=True))
+    reference.load_state_dict(state, strict=False)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        found = backbone(image).mean(dim=(2, 3))
+        assert torch.allclose(reference.fc(found), reference(image), rtol=1e-4, atol=1e-4)

@@ -99,6 +99,11 @@ MISTAKES = [
         "solver.warmup_iterations is 9; it must be less than solver.max_iterations (9)",
     ),
     (
+        {"model": {"backbone": "resnet50", "fc_width": 1024}},
+        "model.fc_width is 1024; it must be 4096, its default, with backbone resnet50",
+    ),
+    ({"model": {"backbone": "resnet50", "weights": None}}, "model.weights is None; it must be a name of ResNet50_"),
+    (
         {"model": {"freeze_up_to": None}, "solver": {"head_iterations": 9}},
         "solver.head_iterations is 9; it must be 0 where model.freeze_up_to is null",
     ),

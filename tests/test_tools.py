@@ -27,6 +27,7 @@ TOOLS = (
     "train",
     "test",
     "compress",
+    "summary",
     "detect",
     "export",
     "compare",
@@ -143,6 +144,10 @@ def test_evaluation_goes_on_after_a_kill(workspace, monkeypatch):
 def test_detection_and_compression(workspace):
     done = run("compress", "runs/small/model.safetensors", "small.safetensors", "--fc6", 8, "--fc7", 4, cwd=workspace)
     assert "GFLOP at 2000 RoIs" in done.stdout and "wrote small.safetensors" in done.stdout
+    table = run("summary", "small.safetensors", "--rois", 100, cwd=workspace).stdout
+    assert "with SVD" in table and "conv3_2      128 x 12 x 16      8      3    51" in table
+    table = run("summary", "small.yaml", "model.pool_size=4", "--rois", 100, cwd=workspace).stdout
+    assert "conv3_2" in table and "with SVD" not in table
     (workspace / "pictures").mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80), dtype=np.uint8)).save(
         workspace / "pictures/grey.png"

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import save_file
+from torchvision.models import resnet50 as torchvision_resnet50
 from torchvision.models._api import Weights, WeightsEnum
 from torchvision.transforms._presets import ImageClassification
 
@@ -16,6 +17,7 @@ from fastrcnn.model import backbones, torchvision_weights
 from fastrcnn.model.backbones import NORMALISATIONS, Normalisation
 from fastrcnn.model.checkpoint_file import read_checkpoint
 from fastrcnn.model.fast_rcnn import scaled_start
+from fastrcnn.model.svd import compress_weights
 from fastrcnn.model.weights import build, initialise, load_model, save_weights, unfold_statistics, write_start
 from fastrcnn.train.loop import train
 
@@ -360,3 +362,34 @@ def test_a_checkpoint_of_version_0_1_0_is_read(tmp_path):
     model, _ = load_model(path)
     assert torch.equal(model.fc6.weight, tensors["model.fc6.weight"] * 0.5)
     assert torch.allclose(model.bbox_pred.bias, tensors["model.bbox_pred.bias"] * 0.2 + 0.1)
+
+
+# ---- ResNet-50
+
+
+def test_resnet50_of_torchvision_is_started_from_saved_and_loaded(tree, tmp_path):
+    reference = torchvision_resnet50()
+    tensors = {
+        name: t.clone().uniform_(0.5, 1) if "bn" in name else t
+        for name, t in reference.state_dict().items()
+        if "num_batches" not in name
+    }
+    save_file(tensors, tmp_path / "start.safetensors")
+    settings = {"backbone": "resnet50", "weights": str(tmp_path / "start.safetensors"), "normalisation": "torchvision"}
+    config = configs.from_dict({**tree, "model": {**settings, "freeze_up_to": "conv2_3", "pool_size": 2}})
+    model = build(config)
+    assert {"conv1", "bn1", "conv2_1", "conv4_6", "conv5_3"} <= initialise(model, config)
+    assert torch.equal(model.backbone.bn1.running_var, tensors["bn1.running_var"])
+    assert torch.equal(model.backbone.conv4_6.conv2.weight, tensors["layer3.5.conv2.weight"])
+    assert torch.equal(model.conv5.conv5_1.downsample[0].weight, tensors["layer4.0.downsample.0.weight"])
+    assert not any("bn" in name for name, _ in model.named_parameters())
+
+    path = tmp_path / "model.safetensors"
+    save_weights(path, model, config, STATISTICS)
+    loaded, _ = load_model(path)
+    expected = {name: tensor for name, tensor in model.state_dict().items() if "bbox_pred" not in name}
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in expected.items())
+    config.model.weights = str(path)
+    assert {"conv1", "conv5_3", "cls_score"} <= initialise(build(config), config)
+    with pytest.raises(FastRCNNError, match=r"model\.safetensors: has no fc6 and fc7 to compress: .* resnet50"):
+        compress_weights(path, tmp_path / "small.safetensors", {"fc6": 2, "fc7": 2})

@@ -85,6 +85,14 @@ class FastRCNN(nn.Module):
         return () if self.conv5 else ("fc6", "fc7")
 
     @property
+    def layers(self) -> dict[str, nn.Module]:
+        """All that has weights, by name: layers, or residual blocks, from the picture to the two sibling layers."""
+        names = (*self.fc_layers, "merge", "cls_score", "bbox_pred")
+        after = [(name, layer) for name in names if (layer := getattr(self, name))]
+        found = [*self.backbone.named_children(), *self.conv5.named_children(), *after]
+        return {name: layer for name, layer in found if backbones.learns(layer)}
+
+    @property
     def stride(self) -> int:
         """Image pixels per cell of the last layer's map."""
         return self.strides[-1]

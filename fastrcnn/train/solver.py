@@ -102,20 +102,19 @@ def learn_only(model: FastRCNN, config: SolverConfig) -> None:
     """Let no layer learn but those of solver.train_only. Raises FastRCNNError for a name of no layer that could."""
     if config.train_only is None:
         return
-    layers = {name: name.rpartition(".")[0].removeprefix("backbone.") for name, _ in model.named_parameters()}
-    learning = [layers[name] for name, p in model.named_parameters() if p.requires_grad]
-    unknown = [name for name in config.train_only if name not in learning]
+    layers = {name: layer for name, layer in model.layers.items() if any(p.requires_grad for p in layer.parameters())}
+    unknown = [name for name in config.train_only if name not in layers]
     if unknown:
-        could = ", ".join(dict.fromkeys(learning))
+        could = ", ".join(layers)
         raise FastRCNNError(f"solver.train_only: {unknown[0]} is no layer that could learn; these are {could}")
-    for name, p in model.named_parameters():
-        p.requires_grad_(layers[name] in config.train_only)
+    for name, layer in layers.items():
+        layer.requires_grad_(name in config.train_only)
 
 
 def check_rest_is_loaded(model: FastRCNN, config: SolverConfig, loaded: set[str]) -> None:
     """Raise FastRCNNError where solver.train_only would leave a layer as it starts at random; `loaded` are the names
     of those that came with weights."""
-    head = {name for name, _ in model.named_children() if name not in ("backbone", "merge")}
+    head = model.layers.keys() - {"merge", *model.backbone._modules}
     random = sorted(head - loaded - set(config.train_only or head))
     if random:
         raise FastRCNNError(

@@ -9,7 +9,7 @@ writes it). config_data.py and config_train.py have the sections on data and on 
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, model_validator
 
 from fastrcnn.config_data import DataConfig
 from fastrcnn.config_old import without_old_values
@@ -33,11 +33,20 @@ __all__ = ["Config", "ConfigError", "from_dict", "to_dict"]
 
 
 class ProposalsConfig(Section, title="proposals"):
-    method: Literal["fast", "quality"] = "fast"
-    """Mode of selective search (Uijlings et al. 2013, as in OpenCV)."""
+    method: Literal["fast", "quality", "dense"] = "fast"
+    """Mode of selective search (Uijlings et al. 2013, as in OpenCV); or dense: a grid of some 47,000 boxes over scale,
+    aspect ratio and position (section 5.5), computed on the way: files of proposals are then neither made nor read."""
     max_per_image: Count | None = None
     """Boxes used of each image, the first; null: all of a .mat, .npz or .json file, as the original does; of our own
     search 2,000 (paper, section 2.3: R is typically around 2000), or 10,000 with `quality`, which finds about 5,500."""
+    dense: Annotated[
+        Annotated[Count, Tag("<number>")]
+        | Annotated[Literal["replace"], Tag("<word>")]
+        | Annotated[None, Tag("<null>")],
+        Discriminator(lambda value: {str: "<word>", type(None): "<null>"}.get(type(value), "<number>")),
+    ] = None
+    """Section 5.5: a number adds so many dense boxes, drawn at random, to the proposals of each image; replace puts the
+    nearest dense box in the place of each proposal."""
     min_size: Count = 2
     """Pixels; smaller proposals are left out, as in py-faster-rcnn."""
     long_side: Count = 500
@@ -45,10 +54,21 @@ class ProposalsConfig(Section, title="proposals"):
     larger image is searched at this size, which no VOC image exceeds (R-CNN, arXiv 1311.2524, section 4.2: 500
     wide)."""
 
+    @model_validator(mode="after")
+    def _dense_with_sparse(self) -> "ProposalsConfig":
+        self.require(
+            self.dense is None or self.method != "dense", "dense", "null with proposals.method dense", "method"
+        )
+        return self
+
     @property
     def search_cap(self) -> int:
-        """The most boxes that our own search gives for an image."""
+        """The most boxes that selective search gives for an image."""
         return self.max_per_image or {"fast": 2000, "quality": 10_000}[self.method]
+
+    def source(self, file: str | None) -> str | None:
+        """Where the proposals of a data set come from that names this file; dense boxes need none."""
+        return "dense boxes" if self.method == "dense" else file
 
 
 class ImageConfig(Section, title="image"):

@@ -169,6 +169,8 @@ def _rule(node: dict[str, Any], schema: dict[str, Any]) -> str:
         return " or ".join(_rule(kind, schema) for kind in kinds)
     if "enum" in node:
         return "one of " + ", ".join(map(str, node["enum"]))
+    if "const" in node:
+        return str(node["const"])
     if node.get("type") == "array":
         least, most = node.get("minItems"), node.get("maxItems")
         count = f" of {least}" + (f" to {most}" if least != most else "") if least and most else ""

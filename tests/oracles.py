@@ -13,6 +13,25 @@ def iou(a, b):
     return width * height / union
 
 
+def dense_boxes(width, height):
+    """The set of dense boxes: nine scales, seven aspect ratios, steps of a quarter box."""
+    found = set()
+    for i in range(9):
+        for j in range(-3, 4):
+            side, root = math.sqrt(width * height) * 2 ** (-i / 2), 2 ** (j / 4)
+            w = min(max(round(round(side / root, 6)), 1), width)
+            h = min(max(round(round(side * root, 6)), 1), height)
+            for x in steps(width - w, int((width - w) / (w / 4)) + 1):
+                for y in steps(height - h, int((height - h) / (h / 4)) + 1):
+                    found.add((x, y, x + w, y + h))
+    return found
+
+
+def steps(room, n):
+    """n whole numbers from 0 to room, evenly apart; one is 0."""
+    return [round(k * (room / (n - 1))) for k in range(n)] if n > 1 else [0]
+
+
 def multi_task_loss(scores, deltas, labels, targets, weight):
     """(softmax cross-entropy / R, weight * smooth L1 of the true class / R) of nested lists."""
     loss_cls = loss_bbox = 0.0

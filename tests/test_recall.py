@@ -84,3 +84,11 @@ def test_equals_the_oracle(images):
     for threshold, value in zip(recall.thresholds, recall.overall(), strict=True):
         found = sum(recall_oracle(rows, boxes, threshold) for boxes, rows in images)
         np.testing.assert_equal(value, found / objects if objects else np.nan)
+
+
+@settings(deadline=None, max_examples=30)
+@given(whole_boxes, whole_boxes)
+def test_average_recall_is_the_area_under_recall(boxes, rows):
+    recall = proposal_recall([(record("a", boxes), rows)])
+    shares = [recall_oracle(rows, boxes, t) / max(len(boxes), 1) for t in np.arange(0.5005, 1, 0.001)]
+    np.testing.assert_allclose(recall.average(), np.mean(shares) if len(boxes) else np.nan, atol=2e-3)

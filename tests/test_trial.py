@@ -52,7 +52,7 @@ def search(image, image_id, config):
 
 
 def test_other_settings_are_tried_on_pictures_with_objects(marked, monkeypatch):
-    monkeypatch.setattr("fastrcnn.proposals.trial.selective_search", search)
+    monkeypatch.setattr("fastrcnn.proposals.trial.find_proposals", search)
     config = ProposalsConfig(long_side=20)
     trials = try_settings(marked, config, processes=1)
     assert [(t.settings, t.recall.overall()[0], t.boxes) for t in trials] == [

@@ -2,7 +2,7 @@
 
 For each data set of data.train, data.validation and data.test: a .safetensors file in `proposals` is made, or
 completed, on all cores (a killed run resumes); files of other formats are only checked. Then recall at IoU 0.5
-and 0.7 is printed.
+and 0.7 and average recall (over IoU 0.5 to 1) are printed.
 """
 
 import argparse
@@ -29,6 +29,7 @@ def main() -> None:
     for found in propose(config, args.processes):
         recall, images = found.recall, len(found.records)
         at = ", ".join(f"{r:.3f} at IoU {t:g}" for t, r in zip(recall.thresholds, recall.overall(), strict=True))
+        at += f", average recall {recall.average():.3f}"
         covered = f"recall of {len(recall.best_iou)} objects {at} ({recall.difficult} difficult ones left out)"
         if not len(recall.best_iou):
             covered = "recall not measured: there are no objects"

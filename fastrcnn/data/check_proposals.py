@@ -17,18 +17,17 @@ from fastrcnn.proposals.proposals import Proposals, find_problems, read_proposal
 from fastrcnn.proposals.recall import Recall, proposal_recall
 
 
-def not_made_yet(dataset: DataSetConfig) -> bool:
+def not_made_yet(dataset: DataSetConfig, config: Config) -> bool:
     """Whether the data set has no proposals so far; a file of another format than ours is not made but missing."""
-    return dataset.proposals is None or (
-        dataset.proposals.endswith(".safetensors") and not Path(dataset.proposals).exists()
-    )
+    source = config.proposals.source(dataset.proposals)
+    return source is None or (source.endswith(".safetensors") and not Path(source).exists())
 
 
 def read_set_proposals(
     dataset: DataSetConfig, records: list[ImageRecord], config: Config
 ) -> tuple[Proposals | None, list[Problem]]:
     """The proposals of a data set that names some, and what is wrong with them; None: they cannot be read."""
-    path = Path(dataset.proposals or "")
+    path = Path(config.proposals.source(dataset.proposals) or "")
     try:
         proposals = read_proposals(path, records, config.proposals)
     except FastRCNNError as e:

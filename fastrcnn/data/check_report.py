@@ -114,7 +114,8 @@ def _recall_table(checked: CheckedSet, classes: Sequence[str]) -> str:
     rows |= {name: (recall.by_size()[name], int(recall.of_size(name).sum())) for name in SIZES}
     by_class = recall.by_class(len(classes) + 1)
     rows |= {name: (by_class[k], int((recall.classes == k).sum())) for k, name in enumerate(classes, start=1)}
-    lines = [f"recall of {checked.name} ({recall.difficult} difficult objects left out)"]
+    average = f"average recall over IoU 0.5 to 1: {recall.average():.3f}"
+    lines = [f"recall of {checked.name}; {average} ({recall.difficult} difficult objects left out)"]
     lines.append(f"{'':{width}}" + "".join(f"{f'IoU {t:g}':>9}" for t in recall.thresholds) + f"{'objects':>9}")
     for name, (shares, objects) in rows.items():
         if objects:

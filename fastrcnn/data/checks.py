@@ -69,13 +69,13 @@ def check(config: Config, processes: int | None = None) -> Report:
     findings += other_labels([record for part in parts for record in part.records], digests)
     for part in parts:
         findings += label_findings(part.name, part.records, part.problems, config)
-    waiting = [dataset for part in parts for dataset, records in part.sets if records and not_made_yet(dataset)]
+    waiting = [dataset for part in parts for dataset, records in part.sets if records and not_made_yet(dataset, config)]
     findings += [_wait_for_proposals(waiting)] if waiting else []
     checked = []
     for part in parts:
         for dataset, records in part.sets:
             recall = proposals = None
-            if records and not not_made_yet(dataset):
+            if records and not not_made_yet(dataset, config):
                 proposals, recall, new = _check_proposals(dataset, records, config, digests)
                 findings += new
             checked.append(CheckedSet(part.name, f"{part.name} {dataset.label}", records, recall, proposals))

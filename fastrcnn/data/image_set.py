@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
@@ -59,10 +58,11 @@ def open_data(
     sets = read_each_data_set(datasets, config.data, config.classes, problems)
     stores = []
     for dataset, records in zip(datasets, sets, strict=True):
-        if not dataset.proposals:
+        source = config.proposals.source(dataset.proposals)
+        if not source:
             raise FastRCNNError(
                 f"{dataset.label}: has no proposals; set `proposals` of the data set to a file, and "
                 "make it with tools/proposals.py"
             )
-        stores.append(open_proposals(Path(dataset.proposals), records, config.proposals, also))
+        stores.append(open_proposals(source, records, config.proposals, also))
     return ImageSet([record for records in sets for record in records], join(stores))

@@ -23,7 +23,7 @@ class ProposedSet:
     """One data set with its proposals."""
 
     name: str  # such as data.train.0 (VOC2007 trainval)
-    path: str  # the file of proposals
+    path: str  # the file of proposals, or "dense boxes"
     records: Sequence[ImageRecord]
     boxes: int  # in all its images
     recall: Recall
@@ -63,14 +63,15 @@ def _sets_by_file(config: Config) -> dict[str, list[ReadSet]]:
     for part in PARTS:
         for i, dataset in enumerate(getattr(config.data, part)):
             key = f"data.{part}.{i}"
-            if not dataset.proposals:
+            source = config.proposals.source(dataset.proposals)
+            if not source:
                 raise FastRCNNError(f"{key}.proposals is not set; name a file, such as proposals.safetensors")
             problems: list[Problem] = []
             records = read_data_sets([dataset], config.data, config.classes, problems)
             if part == "train":
                 labelled += records
                 left_out += problems
-            by_path[dataset.proposals].append((f"{key} ({dataset.label})", dataset, records))
+            by_path[source].append((f"{key} ({dataset.label})", dataset, records))
     nothing = nothing_labelled("train", labelled, left_out, config.classes)
     refuse_errors([nothing] if nothing else [])
     return by_path

@@ -19,7 +19,7 @@ from fastrcnn.config import ProposalsConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import read_image
 from fastrcnn.processes import cores
-from fastrcnn.proposals.selective_search import selective_search
+from fastrcnn.proposals.dense import find_proposals
 
 T = TypeVar("T")
 Ready: TypeAlias = tuple[UInt8[np.ndarray, "H W 3"], ArrayLike | Tensor]  # pixels and proposals
@@ -40,7 +40,7 @@ def make_ready(
     Raises FastRCNNError as read_image does.
     """
     pixels = read_image(image) if isinstance(image, str | Path) else image
-    return pixels, selective_search(pixels, image_id, config) if proposals is None else proposals
+    return pixels, find_proposals(pixels, image_id, config) if proposals is None else proposals
 
 
 def ahead(calls: Iterable[Callable[[], T]], threads: int | None = None) -> Generator[Future[T], None, None]:

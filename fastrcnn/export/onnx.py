@@ -40,7 +40,7 @@ from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.receptive_field import windows
 from fastrcnn.model.skip_pooling import SMALLEST, Merge
 from fastrcnn.model.weights import load_model, weights_file
-from fastrcnn.proposals.selective_search import selective_search
+from fastrcnn.proposals.dense import find_proposals
 
 if TYPE_CHECKING:
     import onnx
@@ -285,7 +285,7 @@ def _verify(
     they are counted."""
     rois, detections, same, differences, seconds = 0, 0, 0, [0.0], []
     for name, pixels in pictures:
-        proposals = as_rois(selective_search(pixels, name, reference.config.proposals))
+        proposals = as_rois(find_proposals(pixels, name, reference.config.proposals))
         n, limit = len(proposals), BOX_TOLERANCE * max(pixels.shape)
         (scores, boxes), (others, moved) = (detector.classify(pixels, proposals) for detector in (reference, exported))
         enough = scores[:n] > reference.config.test.score_threshold

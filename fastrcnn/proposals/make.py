@@ -17,7 +17,7 @@ from jaxtyping import Int32
 from tqdm import tqdm
 
 from fastrcnn.annotations.records import ImageRecord
-from fastrcnn.config import ProposalsConfig, to_dict
+from fastrcnn.config import ProposalsConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import file_digest, lock, remove_leftovers
 from fastrcnn.images import read_image
@@ -59,7 +59,7 @@ def make_proposals(
     if processes is not None and processes < 1:
         raise FastRCNNError(f"the number of processes is {processes}; it must be at least 1")
     records = _distinct(records, path)
-    made_by = to_dict(config) | {"max_per_image": config.search_cap, "opencv": cv2.__version__}
+    made_by = config.model_dump(exclude={"dense"}) | {"max_per_image": config.search_cap, "opencv": cv2.__version__}
     # The journal's name holds the settings, so that it cannot be taken for one of others.
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:8]
     with lock(path.with_name(f".{path.name}.lock"), f"the proposals file {path.name}"):

@@ -9,7 +9,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from jaxtyping import Float32
@@ -19,6 +19,7 @@ from fastrcnn.annotations.problems import Problem
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.proposals.dense import with_dense
 from fastrcnn.proposals.foreign import keys_to_ids, read_foreign
 from fastrcnn.proposals.stored import StoredProposals, read_stored, reading
 
@@ -26,23 +27,31 @@ log = logging.getLogger(__name__)
 
 REMEDY = "make them again from these images with tools/proposals.py"
 Visit = Callable[[ImageRecord, Float32[np.ndarray, "P 4"]], None]  # an image and its proposals
+Dense: TypeAlias = tuple[ProposalsConfig, dict[str, tuple[int, int]]]  # settings, and width and height by image id
 
 
 class Proposals(Mapping[str, np.ndarray]):
     """The proposals of a data set by image id: float32 [P, 4], image pixels, half open, best first.
 
     A pickled copy of a stored file holds no boxes: it maps the file again, and refuses to when the file has changed.
+    Dense boxes are computed when an image is asked for.
     """
 
-    def __init__(self, path: Path, stored: StoredProposals, max_per_image: int | None = None) -> None:
+    def __init__(
+        self, path: Path, stored: StoredProposals, max_per_image: int | None = None, dense: Dense | None = None
+    ) -> None:
         self.path = path
         self.stored = stored
-        self._max_per_image = max_per_image
+        self._max_per_image, self._dense = max_per_image, dense
         self._index = {image_id: i for i, image_id in enumerate(stored.ids)}
-        self._stamp = _stamp(path)
+        self._stamp = None if isinstance(stored.boxes, np.ndarray) else _stamp(path)
 
     def __getitem__(self, image_id: str) -> Float32[np.ndarray, "P 4"]:
-        return self.stored.rows(self._index[image_id], self._max_per_image).astype(np.float32)
+        boxes = self.stored.rows(self._index[image_id], self._max_per_image).astype(np.float32)
+        if self._dense is None:
+            return boxes
+        config, sizes = self._dense
+        return with_dense(boxes, *sizes[image_id], image_id, config)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored.ids)
@@ -59,8 +68,8 @@ class Proposals(Mapping[str, np.ndarray]):
 
     def __reduce__(self) -> tuple:
         if isinstance(self.stored.boxes, np.ndarray):
-            return Proposals, (self.path, self.stored, self._max_per_image)
-        return _reopen, (self.path, self._max_per_image, self._stamp, self.stored.ids)
+            return Proposals, (self.path, self.stored, self._max_per_image, self._dense)
+        return _reopen, (self.path, self._max_per_image, self._dense, self._stamp, self.stored.ids)
 
 
 def join(stores: Sequence[Proposals]) -> Mapping[str, np.ndarray]:
@@ -68,10 +77,12 @@ def join(stores: Sequence[Proposals]) -> Mapping[str, np.ndarray]:
     return ChainMap(*cast(list[dict[str, np.ndarray]], stores))  # ChainMap writes to its first map only if told to
 
 
-def _reopen(path: Path, max_per_image: int | None, stamp: tuple[int, int, int], ids: list[str]) -> Proposals:
+def _reopen(
+    path: Path, max_per_image: int | None, dense: Dense | None, stamp: tuple[int, int, int], ids: list[str]
+) -> Proposals:
     if _stamp(path) != stamp:
         raise FastRCNNError(f"{path}: has changed since it was opened; start again")
-    return Proposals(path, replace(read_stored(path), ids=ids), max_per_image)
+    return Proposals(path, replace(read_stored(path), ids=ids), max_per_image, dense)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
@@ -90,12 +101,19 @@ def read_proposals(
     most 1 pixel outside their image in `records` are clipped (published files round that way), boxes smaller than
     config.min_size and exact repetitions are left out. A file of tools/proposals.py is refused when it was made with
     other settings than `config`. Without `config` everything that is not empty is given. Keys that are file names or
-    paths serve where they fit one image only (keys_to_ids).
+    paths serve where they fit one image only (keys_to_ids). With config.dense, boxes are added or replaced; with
+    config.method dense, no file is read, and `path` is but a name.
 
     Raises FastRCNNError for a file that is damaged or does not state its box convention.
     """
     path = Path(path)
     limit = config.max_per_image if config else None
+    dense = None
+    if config and (config.dense or config.method == "dense"):
+        dense = config, {record.id: (record.width, record.height) for record in records}
+    if config and config.method == "dense":
+        nothing = np.zeros(len(records) + 1, np.int64), np.zeros((0, 4), np.float32)
+        return Proposals(path, StoredProposals([record.id for record in records], *nothing), None, dense)
     if path.suffix == ".safetensors":
         stored = read_stored(path)
         if config is not None:
@@ -105,7 +123,7 @@ def read_proposals(
     else:
         with reading(path):
             stored = read_foreign(path, records, min_size=config.min_size if config else 1)
-    return Proposals(path, stored, limit)
+    return Proposals(path, stored, limit, dense)
 
 
 def check_settings(path: Path, made_by: dict[str, Any], config: ProposalsConfig) -> None:

@@ -34,6 +34,11 @@ class Recall:
         """Shares of covered objects; NaN without objects."""
         return self._of(np.ones(len(self.best_iou), dtype=bool))
 
+    def average(self) -> float:
+        """Average recall (Hosang et al. 2015, arXiv 1502.05082, section 3.4): the mean of the shares at all IoU from
+        0.5 to 1, which is twice the mean of what the best IoU exceeds 0.5 by; NaN without objects."""
+        return float(2 * np.maximum(self.best_iou - 0.5, 0).mean()) if len(self.best_iou) else np.nan
+
     def by_class(self, class_count: int) -> Float64[np.ndarray, "K T"]:
         """The same of each class; NaN for one without objects."""
         return np.array([self._of(self.classes == k) for k in range(class_count)])

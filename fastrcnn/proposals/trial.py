@@ -11,8 +11,8 @@ from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.images import read_image
 from fastrcnn.processes import cores, map_images
+from fastrcnn.proposals.dense import find_proposals
 from fastrcnn.proposals.recall import Recall, proposal_recall
-from fastrcnn.proposals.selective_search import selective_search
 
 LOW = 0.6  # recall at IoU 0.5; on VOC 2007 it is 0.94
 SAMPLE = 20  # images
@@ -74,4 +74,4 @@ def _search(job: tuple[ImageRecord, ProposalsConfig]) -> tuple[np.ndarray, float
     record, config = job
     image = read_image(record.path)
     start = time.perf_counter()
-    return selective_search(image, record.id, config), time.perf_counter() - start
+    return find_proposals(image, record.id, config), time.perf_counter() - start

@@ -15,7 +15,7 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import image_scale, prepare_image, read_image
 from fastrcnn.model import fast_rcnn
 from fastrcnn.model.roi_features import RoIFeatures, unique_rois
-from fastrcnn.proposals.selective_search import selective_search
+from fastrcnn.proposals.dense import find_proposals
 
 from bench.assembly import Assembly
 from bench.made import RANKS, compressed, distinct_proposals, made_network, picture
@@ -48,7 +48,7 @@ def own(weights: str, image: str, rounds: int) -> dict[str, Any]:
     """A user's network on a user's picture; proposals are found once and not timed."""
     detector = fastrcnn.load(weights, "cpu")
     pixels = read_image(image)
-    proposals = selective_search(pixels, Path(image).stem, detector.config.proposals)
+    proposals = find_proposals(pixels, Path(image).stem, detector.config.proposals)
     name = f"{weights}, {detector.model.precision}"
     result = measured(rounds, 4096, {name: detection_case(detector, image, proposals)}, {})
     sides = detector.config.image

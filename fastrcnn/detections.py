@@ -52,7 +52,7 @@ class Detections:
 
     boxes: Float32[np.ndarray, "D 4"]  # image pixels, half open
     classes: Int64[np.ndarray, "D"]  # in 1..K-1
-    scores: Float32[np.ndarray, "D"]  # softmax probabilities
+    scores: Float32[np.ndarray, "D"]  # probabilities, as FastRCNN.probabilities gives them
     class_list: tuple[str, ...]  # the K - 1 names: class k is class_list[k - 1]
 
     def __post_init__(self) -> None:

@@ -87,3 +87,42 @@ def hardest(boxes, labels, losses, count):
         kept.append(best)
         left = [i for i in left if labels[i] != labels[best] or iou(boxes[i], boxes[best]) <= 0.7]
     return kept[:count]
+
+
+def svm_mining(images, classes, retrain, fit, sizes):
+    """SVMs by hard negative mining, class by class and RoI by RoI, as tools/train_svms.py of fast-rcnn.
+
+    `fit` trains one; `sizes` takes the numbers of negatives before and after each training. Returns (w, b) and the
+    negatives that are left, by class.
+    """
+    import numpy as np
+
+    norms = [math.sqrt(sum(float(v) ** 2 for v in row)) for _, x, _, _ in images for row in x]
+    scale = 20 / (sum(norms) / len(norms))
+    width = images[0][1].shape[1]
+    svms = {k: ([0.0] * width, 0.0) for k in range(1, classes + 1)}
+    positives, negatives, new = ({k: [] for k in svms} for _ in range(3))
+    for _, x, _, gt_classes in images:
+        for row, k in zip(x, gt_classes, strict=False):
+            positives[k].append(row)
+
+    def train(k):
+        w, b, scores = fit(np.array(positives[k]), np.array(negatives[k]), scale, 3)
+        svms[k], new[k] = (w, b), []
+        left = [row for row, score in zip(negatives[k], scores, strict=True) if score >= -1.1]
+        sizes.extend([len(negatives[k]), len(left)])
+        negatives[k] = left or negatives[k]
+
+    for rois, x, objects, gt_classes in images:
+        for k in svms:
+            w, b = svms[k]
+            for roi, row in zip(rois, x, strict=True):
+                overlap = max([iou(roi, o) for o, c in zip(objects, gt_classes, strict=True) if c == k], default=0)
+                if overlap < 0.3 and sum(a * c for a, c in zip(w, row.tolist(), strict=True)) + b > -1.0001:
+                    negatives[k].append(row)
+                    new[k].append(row)
+            if len(new[k]) > retrain:
+                train(k)
+    for k in svms:
+        train(k)
+    return svms, negatives

@@ -26,6 +26,7 @@ TOOLS = (
     "check_data",
     "train",
     "test",
+    "svms",
     "compress",
     "summary",
     "detect",

@@ -18,7 +18,7 @@ from fastrcnn.config import ImageConfig
 from fastrcnn.config_train import SamplingConfig
 
 # What a random number is for; keeps the streams of one seed apart.
-EPOCH_ORDER, ROIS, DROPOUT, MINING_DROPOUT = 0, 1, 2, 3
+EPOCH_ORDER, ROIS, DROPOUT, MINING_DROPOUT, SVM_IMAGES = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fastrcnn import boxes as box_ops
 from fastrcnn import config as configs
+from fastrcnn.annotations.records import class_index
 from fastrcnn.config import Config
 from fastrcnn.detect.ahead import Ready, ahead, make_ready
 from fastrcnn.detect.nms import best_of_each_class, select_detections
@@ -31,6 +32,7 @@ from fastrcnn.model.backbones import without_batch_norm
 from fastrcnn.model.fast_rcnn import FastRCNN, Features
 from fastrcnn.model.roi_features import bins_first, unique_rois
 from fastrcnn.model.score_thresholds import ScoreThresholds
+from fastrcnn.model.weights import load_model
 
 log = logging.getLogger(__name__)
 
@@ -264,14 +266,48 @@ class Detector:
 
     def _head(self, features: Features, scale: float, rois: Float32[Tensor, "R 4"]) -> Rows:
         """Probabilities of RoIs of one feature map, and boxes that are not clipped yet."""
+        scores, deltas = self._after_fc7(self.model.siblings, features, scale, rois)
+        return self.model.probabilities(scores), box_ops.decode(rois, deltas, self.model.config.size_to_last_pixel)
+
+    def fc7(self, features: Features, scale: float, rois: Float32[Tensor, "R 4"]) -> Float32[Tensor, "R D"]:
+        """What fc7 gives, D numbers, for RoIs (image pixels) of an image's feature maps, which are of it at a scale.
+
+        >>> maps = detector.model.features([torch.zeros(3, 96, 128)])
+        >>> len(detector.fc7(maps, 1.0, torch.tensor([[0.0, 0, 64, 48]])))
+        1
+        """
+        return self._after_fc7(lambda x: (x,), features, scale, rois)[0]
+
+    def _after_fc7(
+        self,
+        last: Callable[[Tensor], tuple[Tensor, ...]],
+        features: Features,
+        scale: float,
+        rois: Float32[Tensor, "R 4"],
+    ) -> list[Float32[Tensor, "R _"]]:
         model = self.model
         projected = model.project(rois, scale)
         # RoIs that round to the same cells have the same features: pool and multiply one of them for all.
         distinct, inverse = unique_rois(model.cells(projected))
         chunks = model.pool_for_inference(features, [projected[distinct]])
-        parts = [model.siblings(model.fully_connected(pooled)) for pooled in chunks]
-        scores, deltas = (torch.cat(part)[inverse] for part in zip(*parts, strict=True))
-        return scores.softmax(dim=1), box_ops.decode(rois, deltas, model.config.size_to_last_pixel)
+        parts = [last(model.fully_connected(pooled)) for pooled in chunks]
+        return [torch.cat(part)[inverse] for part in zip(*parts, strict=True)]
+
+
+def load_detector(config: Config, weights: str | Path, device: torch.device) -> tuple[Detector, Config]:
+    """The network of a weights file at work under `config`, and the configuration that it was trained with.
+
+    >>> again, trained = load_detector(detector.config, "model.safetensors", detector.device)
+
+    Raises FastRCNNError as load_model does, and for weights of other classes.
+    """
+    model, trained = load_model(weights, config.precision)
+    if list(class_index(trained.classes)) != list(class_index(config.classes)):
+        raise FastRCNNError(
+            f"{weights}: was trained for the classes {', '.join(trained.classes)}; the configuration has "
+            f"{', '.join(config.classes)}. Evaluate with the configuration of the training run"
+        )
+    return Detector(model, config, device), trained
 
 
 def _copied(model: FastRCNN, device: torch.device) -> FastRCNN:

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from fastrcnn.annotations.problems import Problem, log_problems, refuse_errors
 from fastrcnn.annotations.read import read_data_sets
-from fastrcnn.annotations.records import ImageRecord, class_index
+from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config
 from fastrcnn.config_data import DataSetConfig
 from fastrcnn.data.check_labels import crowded, nothing_labelled
 from fastrcnn.data.image_set import ImageSet, open_data
-from fastrcnn.detect.detector import Detector, detection_settings
+from fastrcnn.detect.detector import Detector, detection_settings, load_detector
 from fastrcnn.detections import DetectedImage, read_detections, write_detections
 from fastrcnn.device import choose_device
 from fastrcnn.errors import FastRCNNError
@@ -33,7 +32,7 @@ from fastrcnn.evaluate.set_limits import chosen
 from fastrcnn.files import atomic_write, file_digest, lock, refuse_overwrite, write_json
 from fastrcnn.journal import Journal, pack, unpack
 from fastrcnn.model.score_thresholds import network_digest
-from fastrcnn.model.weights import load_model, weights_file
+from fastrcnn.model.weights import weights_file
 from fastrcnn.proposals.recall import proposal_recall
 
 log = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ def evaluate_weights(
         problems: list[Problem] = []
         images = open_data(_test_sets(config), config, problems)
         _check_labels(config, images.records, problems)
-        detector, trained = _detector(config, weights, device)
+        detector, trained = load_detector(config, weights, device)
         journal = _journal(folder / PARTIAL, _key(config, weights, images))
         found = _detect_all(detector, images, journal)
         write_detections(folder / DETECTIONS, config.classes, found)
@@ -128,17 +127,6 @@ def _check_labels(config: Config, records: Sequence[ImageRecord], problems: Sequ
     refuse_errors([nothing] if nothing else [])
     if config.test.detections_per_class is None:
         log_problems(crowded(records, config.test.max_detections))
-
-
-def _detector(config: Config, weights: str | Path, device: torch.device) -> tuple[Detector, Config]:
-    """The network at work, and the configuration that it was trained with."""
-    model, trained = load_model(weights, config.precision)
-    if list(class_index(trained.classes)) != list(class_index(config.classes)):
-        raise FastRCNNError(
-            f"{weights}: was trained for the classes {', '.join(trained.classes)}; the configuration has "
-            f"{', '.join(config.classes)}. Evaluate with the configuration of the training run"
-        )
-    return Detector(model, config, device), trained
 
 
 def _test_sets(config: Config) -> list[DataSetConfig]:

@@ -186,7 +186,8 @@ def onnx_model(model: FastRCNN, config: Config) -> "onnx.ModelProto":
     x = g.add("Flatten", x)
     for name in model.fc_layers:
         x = g.add("Relu", g.layer(name, getattr(model, name), x))
-    g.add("Gather", g.add("Softmax", g.layer("cls_score", model.cls_score, x)), "inverse", output="scores")
+    scores = g.add("Sigmoid" if model.svms else "Softmax", g.layer("cls_score", model.cls_score, x))
+    g.add("Gather", scores, "inverse", output="scores")
     decoded(g, g.add("Gather", g.layer("bbox_pred", model.bbox_pred, x), "inverse"), model.num_classes, model.config)
 
     def described(name: str, shape: Sequence[str | int], kind: int = TensorProto.FLOAT) -> "onnx.ValueInfoProto":

@@ -41,6 +41,7 @@ class FastRCNN(nn.Module):
         self.config, self.num_classes, self.precision = config, num_classes, precision
         self.normalisation = backbones.NORMALISATIONS["torchvision"]
         self.score_thresholds: ScoreThresholds | None = None  # travel with the weights, too
+        self.svms = False  # whether cls_score holds SVMs; the same
         layers = backbones.BUILDERS[config.backbone]()
         end = len(layers) - backbones.HEAD_BLOCKS.get(config.backbone, 0)
         self.backbone, self.conv5 = layers[:end], layers[end:]  # conv5 of pooled features; empty where fc6 takes them
@@ -247,6 +248,11 @@ class FastRCNN(nn.Module):
         """The two output layers, always float32: scores and normalised deltas."""
         with torch.autocast(self.device.type, enabled=False):
             return self.cls_score(x), self.bbox_pred(x)
+
+    def probabilities(self, scores: Float[Tensor, "R K"]) -> Float[Tensor, "R K"]:
+        """Softmax of cls_score's output; of SVMs the logistic function of each raw score, which keeps their order, and
+        so every average precision, while thresholds stay numbers from 0 to 1: the margin is at 0.27 and 0.73."""
+        return scores.sigmoid() if self.svms else scores.softmax(dim=1)
 
     def forward(
         self,

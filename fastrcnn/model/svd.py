@@ -83,5 +83,5 @@ def compress_weights(source: str | Path, target: str | Path, ranks: dict[str, in
             source,
         )
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "feature_scale"}
-    write_model(target, tensors, configs.to_dict(config), model.normalisation, feature_scale=1.0)
+    write_model(target, tensors, configs.to_dict(config), model.normalisation, feature_scale=1.0, svms=model.svms)
     return result

@@ -125,7 +125,7 @@ def load_own_run(
         model.merge.weight.copy_(tensors["merge.weight"])
         loaded.add("merge")
     if [c.lower() for c in saved.classes] == [c.lower() for c in config.classes]:
-        names += ["cls_score", "bbox_pred"]
+        names += ["bbox_pred"] if metadata.get("svms") else ["cls_score", "bbox_pred"]  # no start for softmax
     else:
         log.info("%s: has another class list; cls_score and bbox_pred start at random", source)
     for name in names:
@@ -201,9 +201,11 @@ def write_model(
     config: dict[str, Any],
     normalisation: Normalisation,
     feature_scale: float,
+    svms: bool = False,
 ) -> None:
-    """Write folded tensors with the metadata of a weights file; `config` as config.to_dict gives it."""
-    write_tensors(path, tensors, _metadata(config, normalisation, feature_scale))
+    """Write folded tensors with the metadata of a weights file; `config` as config.to_dict gives it, `svms` says that
+    cls_score holds SVMs."""
+    write_tensors(path, tensors, _metadata(config, normalisation, feature_scale) | ({"svms": True} if svms else {}))
 
 
 def write_start(path: str | Path, tensors: dict[str, Tensor], normalisation: Normalisation) -> None:
@@ -292,6 +294,7 @@ def load_model(path: str | Path, precision: str | None = None) -> tuple[FastRCNN
     model.to(memory_format=torch.channels_last)
     model.normalisation = normalisation
     model.score_thresholds = _score_thresholds(metadata, path)
+    model.svms = bool(metadata.get("svms"))
     return model.eval(), config
 
 

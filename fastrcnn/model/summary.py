@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ def summarise(model: FastRCNN, height: int, width: int, rois: int) -> list[Row]:
     RoIs are warped, of each RoI."""
     model, rows = copy.deepcopy(model).to("meta"), []
 
-    def add(name: str, layer: nn.Module, x: torch.Tensor, field: ReceptiveField | None = None) -> torch.Tensor:
+    def add(name: str, layer: nn.Module, x: Any, field: ReceptiveField | None = None) -> torch.Tensor:
         with FlopCounterMode(display=False) as counter:
             x = layer(x)
         if name in model.layers or windows(layer):
@@ -40,6 +41,9 @@ def summarise(model: FastRCNN, height: int, width: int, rois: int) -> list[Row]:
     x = torch.empty(*((rois, 3, S, S) if model.warps else (1, 3, height, width)), device="meta")
     for i, (name, layer) in enumerate(model.backbone.named_children(), 1):
         x = add(name, layer, x, receptive_field(model.backbone[:i]))
+    if model.merge:
+        sides = [model.config.pool_size] * 2
+        add("merge", model.merge, [torch.empty(rois, c, *sides, device="meta") for c in model.merge.channels])
     if model.conv5:
         x = torch.empty(rois, x.shape[1], *[model.config.pool_size] * 2, device="meta")
         for name, layer in model.conv5.named_children():

@@ -216,6 +216,17 @@ class DetectionConfig(Section, title="test"):
         return self
 
 
+class ExpectedConfig(Section, title="expected"):
+    """A row of the paper, which a run of configs/paper/ is to be compared with. Nothing is computed from it."""
+
+    source: Text
+    """The table, figure or section of the paper."""
+    row: Text
+    """What the paper calls the row, or what it varies."""
+    mAP: Annotated[float, Field(ge=0, le=100)] | None = None
+    """In per cent; null: the paper draws a curve."""
+
+
 class Config(Section):
     """A run of Fast R-CNN."""
 
@@ -244,6 +255,8 @@ class Config(Section):
     """Where; runs that freeze the same layers share it."""
     output: PathText = "runs/unnamed"
     """The run's folder; if a YAML file does not name one, runs/<name of the YAML file>."""
+    expected: ExpectedConfig | None = None
+    """What the paper says; a file does not take it over from its base."""
 
     def validating(self) -> "Config":
         """The same run with data.validation, if there is one, in place of data.test."""

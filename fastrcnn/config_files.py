@@ -176,6 +176,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any]
     if not isinstance(base, str) or not base:
         raise ConfigError(f"{path}: base: must be the name of a YAML file")
     base_tree, base_origins = _read_with_bases(_find_base(path, base), (*seen, path.resolve()))
+    base_tree.pop("expected", None)  # it is of that file
     return _merge(base_tree, tree), _over(base_origins, origins)
 
 

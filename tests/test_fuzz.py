@@ -6,8 +6,10 @@ annotations, images and proposals are fuzzed beside their other tests. FASTRCNN_
 
 import ast
 import copy
+import itertools
 import json
 import logging
+import math
 import os
 import struct
 import zlib
@@ -21,6 +23,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from made_caffemodel import encoded
 from oracles_mutations import altered, fuzzing, mutated
 from safetensors.torch import save_file
 from torchvision.models._api import Weights, WeightsEnum
@@ -35,6 +38,7 @@ from fastrcnn.evaluate import run as testing
 from fastrcnn.files import METADATA_KEY
 from fastrcnn.model import weights as weights_module
 from fastrcnn.model.backbones import output_channels
+from fastrcnn.model.caffemodel import read_caffemodel
 from fastrcnn.model.weights import build, initialise, load_model, save_weights
 from fastrcnn.train.checkpoint import checkpoints, load_latest, save_checkpoint
 from fastrcnn.train.curves import points
@@ -214,6 +218,26 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, bad, kind):
         FastRCNNError, match=r"model\.safetensors: features\.0\.weight holds numbers that are not finite"
     ):
         initialise(build(config), config)
+
+
+# ---- weights of Caffe
+
+
+LAYERS = {"conv1": [np.ones((2, 3, 2, 2)), np.zeros(2)], "fc6": [np.ones((4, 2)), np.zeros(4)]}
+
+
+@fuzzing
+@given(content=mutated([encoded(LAYERS), encoded(LAYERS, old=True), encoded(LAYERS, double=True)]))
+def test_mutated_weights_of_caffe_are_read_or_refused(tmp_path, content):
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(content)
+    try:
+        layers = read_caffemodel(path)
+    except FastRCNNError as e:
+        assert str(path) in str(e)
+    else:
+        for shape, numbers in itertools.chain(*layers.values()):
+            assert math.prod(shape) == numbers.size and np.isfinite(numbers).all()
 
 
 # ---- checkpoints

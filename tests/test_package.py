@@ -60,7 +60,7 @@ def test_every_command_says_how_it_is_used_and_needs_no_torch(installed, tmp_pat
     for name in ("torch", "cv2", "pydantic", "numpy"):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not needed for --help')")
     listed = command(installed, "--help", cwd=tmp_path).stdout
-    names = "check proposals train test svms compress detect export convert configs demo bench"
+    names = "check proposals train test svms compress detect export convert import_weights configs paper demo bench"
     for name in names.split():
         assert f"\n    {name} " in listed or f"\n    {name}\n" in listed
         assert command(installed, name, "--help", cwd=tmp_path).stdout.startswith(f"usage: fastrcnn {name} ")

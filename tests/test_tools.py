@@ -33,7 +33,9 @@ TOOLS = (
     "export",
     "compare",
     "convert",
+    "import_weights",
     "configs",
+    "paper",
     "bench",
     "demo",
 )

@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
-NAMES = "check proposals train test compare svms compress summary detect export convert configs demo bench".split()
+NAMES = (
+    "check proposals train test compare svms compress summary detect export convert import_weights configs paper demo "
+    "bench"
+).split()
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ def copy_config(name: str, to: str) -> Path:
 
     source = shipped(name)
     target = Path(to) / source.name if Path(to).is_dir() else Path(to)
-    text = source.read_text(encoding="utf-8").replace("$schema=", f"$schema={(CONFIGS / 'x').as_posix()[:-1]}", 1)
+    text = source.read_text(encoding="utf-8").replace("$schema=", f"$schema={source.parent.as_posix()}/", 1)
     try:
         with target.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)

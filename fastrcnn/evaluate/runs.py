@@ -24,7 +24,8 @@ TOLERANCE = 0.05  # image pixels: a box that went through another format, such a
 # Of a configuration, what training depends on is not read at test, and the other way round.
 ONLY_TEST = ("test.", "data.test", "image.test_")
 AT_TEST = (*ONLY_TEST, "data.", "proposals.", "precision")
-NEVER = ("output", "device", "feature_cache", "data.workers", "data.validation", "train.")  # no weight depends on them
+# No weight depends on these.
+NEVER = ("output", "device", "feature_cache", "data.workers", "data.validation", "train.", "expected")
 MARK = "* 0 is outside the interval; of 20 classes that do not differ, one is marked by chance"
 
 

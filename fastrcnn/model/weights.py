@@ -55,11 +55,8 @@ def initialise(model: FastRCNN, config: Config) -> set[str]:
     if known and name in known.__members__:
         tensors, normalisation = torchvision_weights.fetch(known[name])
         return load_start(model, torchvision_weights.renamed(model, tensors), stated or normalisation, name)
-    if not name.endswith(".safetensors") and not Path(name).exists():
-        raise FastRCNNError(
-            f"model.weights: {name!r} is neither a .safetensors file, nor a run's folder, nor one of torchvision's for "
-            f"{config.model.backbone}: {', '.join(known.__members__) if known else 'it has none'}"
-        )
+    if lacking := what_to_fetch(config):
+        raise FastRCNNError(lacking)
     path, tensors, metadata = read_network(name)
     if metadata.get("format") == FORMAT:
         return load_own_run(model, tensors, metadata, config, str(path))
@@ -73,6 +70,23 @@ def initialise(model: FastRCNN, config: Config) -> set[str]:
             "division) or torchvision (mean and std)"
         )
     return load_start(model, torchvision_weights.renamed(model, tensors), stated, name)
+
+
+def what_to_fetch(config: Config) -> str | None:
+    """Where model.weights names what is not there: a sentence that says so, and where it comes from."""
+    name, known = config.model.weights, torchvision_weights.KNOWN.get(config.model.backbone)
+    if not name or (known and name in known.__members__) or Path(name).exists():
+        return None
+    if name.endswith(".safetensors"):
+        return (
+            f"model.weights: {name} is not there; tools/import_weights.py makes it of weights of Caffe: data/README.md"
+        )
+    if len(Path(name).parts) > 1:
+        return f"model.weights: {name} is not there; train that run first"
+    return (
+        f"model.weights: {name!r} is neither a file, nor a run's folder, nor one of torchvision's for "
+        f"{config.model.backbone}: {', '.join(known.__members__) if known else 'it has none'}"
+    )
 
 
 def load_start(model: FastRCNN, tensors: dict[str, Tensor], normalisation: Normalisation, source: str) -> set[str]:

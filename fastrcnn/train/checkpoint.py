@@ -20,7 +20,7 @@ KEEP = 2  # if the newest is damaged, the one before takes its place
 # Settings that change no number of the training: a resumed run may have others. Of data.train the digest decides, so
 # that the files may have moved.
 FREE_SETTINGS = (
-    *("train", "test", "output", "device", "cache_features", "feature_cache"),
+    *("train", "test", "output", "device", "cache_features", "feature_cache", "expected"),
     *("data.workers", *(f"data.{part}" for part in PARTS), "solver.max_iterations"),
     "recipe",  # what it stands for is in the other keys
     "proposals.max_per_image",  # the boxes themselves are in the digest of the data

@@ -25,7 +25,7 @@ from fastrcnn.device import choose_device
 from fastrcnn.errors import FastRCNNError, NotFiniteError
 from fastrcnn.files import lock, remove_leftovers
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.weights import BEST, WEIGHTS, build, initialise, save_weights, unfold_statistics
+from fastrcnn.model.weights import BEST, WEIGHTS, build, initialise, save_weights, unfold_statistics, what_to_fetch
 from fastrcnn.train.board import Board, check_installed
 from fastrcnn.train.checkpoint import load_latest, restore, save_checkpoint
 from fastrcnn.train.curves import plot_losses
@@ -108,6 +108,8 @@ def prepare(
     `problems` takes what data.on_bad_box changed or left out.
     """
     folder, device = Path(config.output), choose_device(config.device)
+    if not resume and (lacking := what_to_fetch(config)):  # before data is read, or even fetched
+        raise FastRCNNError(lacking)
     images, survey = _open_data(config, problems)
     digest = survey.digest
     checkpoint = load_latest(folder, config, digest, at_most) if resume else None

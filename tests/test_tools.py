@@ -148,7 +148,7 @@ def test_detection_and_compression(workspace):
     done = run("compress", "runs/small/model.safetensors", "small.safetensors", "--fc6", 8, "--fc7", 4, cwd=workspace)
     assert "GFLOP at 2000 RoIs" in done.stdout and "wrote small.safetensors" in done.stdout
     table = run("summary", "small.safetensors", "--rois", 100, cwd=workspace).stdout
-    assert "with SVD" in table and "conv3_2      128 x 12 x 16      8      3    51" in table
+    assert "with SVD" in table and "conv3_2 128 x 12 x 16 8 3 51 147,584" in " ".join(table.split())
     table = run("summary", "small.yaml", "model.pool_size=4", "--rois", 100, cwd=workspace).stdout
     assert "conv3_2" in table and "with SVD" not in table
     (workspace / "pictures").mkdir()

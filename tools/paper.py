@@ -73,7 +73,7 @@ def missing(config: "Config", path: Path) -> list[str]:
         if not Path(dataset.root).exists():
             how = "fetched when it is first read" if dataset.download else "unpack it there"
             lines.append(f"{dataset.root}: {how}")
-        elif dataset.proposals and not Path(dataset.proposals).exists():
+        elif config.proposals.method != "dense" and dataset.proposals and not Path(dataset.proposals).exists():
             lines.append(f"{dataset.proposals}: {command_line('proposals', shown(path))}")
     return list(dict.fromkeys(filter(None, lines)))
 

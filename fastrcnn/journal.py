@@ -68,7 +68,7 @@ class Journal(Generic[Item]):
         for line in file:
             try:
                 self.items.append(self._decode(_parse(line)))
-            except (ValueError, KeyError, TypeError, OverflowError, RecursionError, FastRCNNError):
+            except (ValueError, LookupError, TypeError, OverflowError, RecursionError, FastRCNNError):
                 return
             self._end += len(line)
 

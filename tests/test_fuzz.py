@@ -36,7 +36,8 @@ from fastrcnn.detections import DetectedImage, Detections, read_detections, writ
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate import run as testing
 from fastrcnn.files import METADATA_KEY
-from fastrcnn.model import weights as weights_module
+from fastrcnn.journal import pack
+from fastrcnn.model import torchvision_weights
 from fastrcnn.model.backbones import output_channels
 from fastrcnn.model.caffemodel import read_caffemodel
 from fastrcnn.model.weights import build, initialise, load_model, save_weights
@@ -375,7 +376,8 @@ def test_detections_with_mutated_values_are_read_or_refused(detections, data):
 
 
 KEY = {"weights": "x", "classes": CONFIG.classes}
-LINES = [image.to_json() for image in FOUND]
+TOP = pack(np.zeros((2, 3), np.float32))  # what test.detections_per_class keeps of an image
+LINES = [[image.to_json(), top] for image, top in zip(FOUND, (None, TOP), strict=True)]
 
 
 def as_journal(lines: list) -> bytes:
@@ -385,7 +387,7 @@ def as_journal(lines: list) -> bytes:
 
 def check_partial(path: Path) -> None:
     """Whatever stands in it: what is taken over is good enough to be saved, the rest is done again."""
-    found = testing._journal(path, KEY).items
+    found = [image for image, _ in testing._journal(path, KEY).items]
     assert all(isinstance(image.id, str) for image in found)
     write_detections(path, CONFIG.classes, found)
 
@@ -407,20 +409,20 @@ def test_an_evaluation_under_way_with_mutated_values_is_taken_over_as_far_as_it_
 @pytest.mark.parametrize(
     "line",
     [
-        {**LINES[0], "classes": ["horse"]},
-        {**LINES[0], "classes": [1]},
-        {**LINES[0], "classes": LINES[0]["classes"] * 2},
-        {**LINES[0], "scores": [float("nan")]},
-        {**LINES[0], "boxes": [[1, 2, 1e300, 4]]},
-        {**LINES[0], "boxes": [[9, 2, 1, 4]]},
-        {**LINES[0], "id": 7},
+        {**LINES[0][0], "classes": ["horse"]},
+        {**LINES[0][0], "classes": [1]},
+        {**LINES[0][0], "classes": LINES[0][0]["classes"] * 2},
+        {**LINES[0][0], "scores": [float("nan")]},
+        {**LINES[0][0], "boxes": [[1, 2, 1e300, 4]]},
+        {**LINES[0][0], "boxes": [[9, 2, 1, 4]]},
+        {**LINES[0][0], "id": 7},
         [],
     ],
 )
 def test_a_line_that_does_not_fit_is_done_again(tmp_path, line):
     path = tmp_path / "partial"
-    path.write_bytes(as_journal([LINES[1], line, LINES[0]]))
-    assert [image.id for image in testing._journal(path, KEY).items] == ["b"]
+    path.write_bytes(as_journal([LINES[1], [line, None], LINES[0]]))
+    assert [image.id for image, _ in testing._journal(path, KEY).items] == ["b"]
 
 
 # ---- nothing is unpickled
@@ -440,7 +442,7 @@ def test_torchvision_s_weights_are_not_unpickled(tmp_path, monkeypatch):
     class Local(WeightsEnum):
         LOCAL = Weights(url=(tmp_path / "weights.pth").as_uri(), transforms=preset, meta={})
 
-    monkeypatch.setattr(weights_module, "VGG16_Weights", Local)
+    monkeypatch.setitem(torchvision_weights.KNOWN, "tiny", Local)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     config = configs.from_dict({**TREE, "model": {**TREE["model"], "weights": "LOCAL"}})
     with pytest.raises(FastRCNNError, match="LOCAL"):

@@ -107,7 +107,10 @@ class ModelConfig(Section, title="model"):
     """Of pixels; auto asks the weights."""
     freeze_up_to: Text | None = "conv2_2"
     """Layers up to this one keep their weights; null trains all, a later layer freezes more."""
-    fc_width: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] = 4096
+    fc_width: Annotated[
+        Annotated[Count, Tag("<number>")] | Annotated[list[Count], Field(min_length=2, max_length=2), Tag("<numbers>")],
+        Discriminator(lambda value: "<numbers>" if isinstance(value, list) else "<number>"),
+    ] = 4096
     """Outputs of fc6 and fc7, or of each: [4096, 1024]; weights of another width are not taken over."""
     pool_layers: Annotated[list[Text], Field(min_length=1)] | None = None
     """Layers whose output RoIs are pooled from, merged to as many channels as the last has (skip pooling, as in ION,

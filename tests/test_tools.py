@@ -133,9 +133,9 @@ def test_evaluation_goes_on_after_a_kill(workspace, monkeypatch):
     key = testing._key(config, Path(weights), images)
     marker = {"id": images.ids[0], "classes": [CLASSES[0]], "scores": [0.5], "boxes": [[1, 2, 30, 40]]}
     partial = workspace / "killed/detections.partial.jsonl"
-    with Journal(partial, key, dict, dict) as journal:
-        journal.append(marker)
-        journal.append(marker)
+    with Journal(partial, key, list, list) as journal:
+        journal.append([marker, None])
+        journal.append([marker, None])
     partial.write_bytes(partial.read_bytes()[:-30])
     done = run("test", "small.yaml", weights, "--output", "killed", cwd=workspace)
     assert "1 of 3 images are done already" in done.stderr and not partial.exists()
@@ -199,7 +199,7 @@ def test_conversion_to_another_format(workspace):
         (("test", "small.yaml", "small.yaml"), "small.yaml: is not a whole safetensors file"),
         (
             ("test", "small.yaml", "data/proposals.safetensors"),
-            "holds proposals; tools/train.py writes",
+            "holds proposals; name a weights file of tools/train.py",
         ),
         (("detect", "nothing.safetensors", "data"), "nothing.safetensors: no such file"),
         (("detect", "runs/small/model.safetensors", "nowhere"), "nowhere: no such picture or folder"),

@@ -27,7 +27,7 @@ def main() -> None:
         if config.expected is None:
             continue
         number = "a curve" if config.expected.mAP is None else f"{config.expected.mAP:.1f}"
-        print(f"{path.name}: {config.expected.source}, {config.expected.row}: paper {number}")
+        print(f"paper/{path.name}: {config.expected.source}, {config.expected.row}: paper {number}")
         for line in [*here(config, results), *(f"missing: {text}" for text in missing(config, path))] or ["not run"]:
             print(f"  {line}")
 

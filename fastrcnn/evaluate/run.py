@@ -194,10 +194,8 @@ def _number(value: float) -> float | None:
 
 def _detect_all(detector: Detector, images: ImageSet, journal: Journal[Item]) -> list[DetectedImage]:
     """What is found in each image; those that the journal holds are skipped."""
-    done, per_class = (
-        {image.id: (image, top) for image, top in journal.items},
-        detector.config.test.detections_per_class,
-    )
+    done = {image.id: (image, top) for image, top in journal.items}
+    per_class = detector.config.test.detections_per_class
     if done:
         log.info("%s: %d of %d images are done already", journal.path, len(done), len(images))
     with journal:

@@ -219,9 +219,8 @@ def fc7_of(detector: Detector, config: Config, weights: Path, records: Sequence[
     seen = {"train_short_side": [side], "train_long_side": config.image.test_long_side, "flip": False}
     cache = None
     if config.cache_features:
-        trained = load_model(weights, config.precision)[0].to(
-            detector.device
-        )  # the detector's weights are not as trained
+        # Its own copy of the network: the detector's weights are in other types and orders than training's.
+        trained = load_model(weights, config.precision)[0].to(detector.device)
         image = config.image.model_copy(update=seen)
         cache = FeatureCache(records, config.model_copy(update={"image": image}), trained)
         cache.make(trained, detector.device, stop)

@@ -1,8 +1,10 @@
 """What tools/bench.py counts is right, and all its words work; its times are not tested."""
 
 import json
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,9 @@ sys.path.append(str(TOOLS))
 from fastrcnn.config import ModelConfig  # noqa: E402
 from fastrcnn.model.fast_rcnn import FastRCNN  # noqa: E402
 
-from bench import detection, parts, systems, training  # noqa: E402
+from bench import detection, parts, scale, scale_parts, systems, training  # noqa: E402
 from bench.report import as_text  # noqa: E402
+from bench.scale_set import make_set  # noqa: E402
 from bench.timing import Stages  # noqa: E402
 
 
@@ -126,3 +129,31 @@ def test_help_needs_no_torch_and_wrong_words_are_refused():
 
     assert "4096^3" in bench("--help").stdout
     assert "neither" in bench("train", "model.safetensors").stderr and bench("nms", "--cached").returncode == 1
+
+
+def test_parts_of_scale(tmp_path):
+    """Each on a small set, in this process; `scale` starts one for each."""
+    made = make_set(tmp_path / "set", 6)
+    assert len({made.picture(i).read_bytes() for i in range(1, 7)}) == 6
+    for form in ("voc", "coco"):
+        assert {"s", "peak MB", "loader MB"} < scale_parts.start(made, form, "first", "").keys()
+    assert scale_parts.start(made, "voc", "first", "resume")["loader MB"] > 1
+    assert (tmp_path / "voc_first" / "checkpoint_00000004.safetensors").exists()
+    assert scale_parts.load(made)["ms a batch"] > 0
+    assert scale_parts.detect(made)["pictures"] == len(list((tmp_path / "found").glob("*.jpg"))) == 6
+    scale_parts.check(made)
+    scale_parts.test(made)
+    assert (tmp_path / "results" / "report.html").exists()
+    detections, objects, count = scale_parts.rows(made)
+    assert (len(detections.scores), len(objects.classes), count) == (300, 18, 21)
+
+
+def test_scale_measures_in_a_process_of_its_own_and_deletes_the_set(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(scale, "_parts", lambda made: [("AP", ["voc"])])
+    cases = scale.scale([4])["cases"]
+    assert cases["4 pictures, AP"].keys() == {"s", "MB"} and cases["4 pictures, made for this"]["proposals MB"] > 0.06
+    monkeypatch.setattr(scale, "_measured", lambda words, made: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        scale.scale([4])
+    assert not list(tmp_path.iterdir())

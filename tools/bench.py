@@ -5,6 +5,7 @@
   bench.py train                  an iteration of N=2, R=128 on such pictures
   bench.py train --cached         the same from stored features: short side 400, fc layers of 1024, bfloat16
   bench.py systems                Table 4 of the paper: Fast R-CNN, with SVD, SPPnet and R-CNN, and their parts
+  bench.py scale                  start, memory, checks and evaluation at 1,000 and 10,000 made pictures, or --pictures
   bench.py roi_pool | nms | evaluate | proposals | start
 
 The floor is the arithmetic (multiply-adds of convolutions and fully connected layers, backward of trained layers only)
@@ -18,7 +19,7 @@ from functools import partial
 
 from _common import parser, run
 
-WORDS = ("detect", "train", "systems", "roi_pool", "nms", "evaluate", "proposals", "start")
+WORDS = ("detect", "train", "systems", "roi_pool", "nms", "evaluate", "proposals", "start", "scale")
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
     args.add_argument("image", metavar="IMAGE", nargs="?", help="detect: a picture")
     args.add_argument("--cached", action="store_true", help="train: from stored features")
     args.add_argument("--proposals", metavar="N", type=int, help="systems: of the picture (default 2000)")
+    args.add_argument("--pictures", metavar="N", type=int, nargs="+", help="scale: how many (default 1000 10000)")
     args.add_argument("--rounds", type=int, default=7, help="turns whose median is given (default 7)")
     args.add_argument("--small", action="store_true", help="small sizes, to try this tool")
     args.add_argument("--json", action="store_true", help="print JSON")
@@ -40,7 +42,10 @@ def main() -> None:
     if args.proposals is not None and (args.what != "systems" or args.proposals < 1):
         sys.exit("error: --proposals N goes with systems, and is at least 1")
 
-    from bench import detection, parts, systems, training
+    if args.pictures is not None and (args.what != "scale" or min(args.pictures) < 2):
+        sys.exit("error: --pictures N goes with scale, and is at least 2")
+
+    from bench import detection, parts, scale, systems, training
     from bench.report import as_text, machine
 
     if args.weights:
@@ -57,6 +62,7 @@ def main() -> None:
             "evaluate": parts.evaluation,
             "proposals": parts.proposals,
             "start": parts.start,
+            "scale": lambda _, small: scale.scale(args.pictures or ([20] if small else [1000, 10_000])),
         }
         result = work[args.what](args.rounds, args.small)
     result = {"machine": machine(), **result}

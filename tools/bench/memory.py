@@ -20,9 +20,10 @@ def peak(work: Callable, *args: Any) -> Any:
         return pool.apply(work, args)
 
 
-def memory(kind: str) -> float:
-    """Resident memory of this process in GB: `VmRSS` now, `VmHWM` its peak. (getrusage may give the parent's peak.)"""
-    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+def memory(kind: str, process: int | str = "self") -> float:
+    """Resident memory of a process in GB: `VmRSS` now, `VmHWM` its peak, `RssAnon` without the pages of files that
+    processes share. (getrusage may give the parent's peak.)"""
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith(kind)) / 1e6
 
 

@@ -20,11 +20,14 @@ def area(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
 
 def iou(a: Float[Tensor, "R 4"], b: Float[Tensor, "G 4"]) -> Float[Tensor, "R G"]:
     """Intersection over union of every pair; empty boxes overlap nothing."""
-    top_left = torch.maximum(a[:, None, :2], b[None, :, :2])
-    bottom_right = torch.minimum(a[:, None, 2:], b[None, :, 2:])
-    intersection = (bottom_right - top_left).clamp(min=0).prod(dim=2)
-    union = area(a)[:, None] + area(b)[None, :] - intersection
-    return torch.where(intersection > 0, intersection / union, torch.zeros_like(union))
+    # [G, R], coordinate by coordinate: inner loops over R are fast, over two numbers or a few objects they are not.
+    ax1, ay1, ax2, ay2 = a.t().contiguous()
+    bx1, by1, bx2, by2 = b.t()[:, :, None]
+    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
+    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
+    intersection = width * height
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - intersection
+    return torch.where(intersection > 0, intersection / union, torch.zeros_like(union)).t()
 
 
 def to_last_pixel(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:

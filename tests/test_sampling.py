@@ -163,6 +163,21 @@ def test_grouped_batches_hold_images_of_one_orientation(wide, per_batch, flip, e
     assert not even or all(len(kind) == 1 for kind in kinds)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_an_epoch_is_a_permutation_drawn_from_its_seed(grouped):
+    """The order that runs have had from the start: one drawn otherwise would end every resume."""
+    wide = np.arange(7) % 3 > 0 if grouped else None
+    for seed, iteration in ((3, 0), (3, 12), (4, 12), (3, 40)):
+        epoch, step = divmod(iteration, 7)
+        rng = np.random.default_rng((seed, 0, epoch))
+        order = rng.permutation(14)
+        if grouped:
+            order = np.array([e for e in order if wide[e % 7]] + [e for e in order if not wide[e % 7]])
+            step = rng.permutation(7)[step]
+        planned = plan_batch(seed, iteration, 7, ImageConfig(), 2, wide)
+        assert [plan.index + 7 * plan.flip for plan in planned] == order[2 * step : 2 * step + 2].tolist()
+
+
 def test_groups_come_in_any_order():
     plans = [plan_batch(3, i, 40, ImageConfig(), 2, np.arange(40) < 20) for i in range(80)]
     first = ["".join("wh"[plan[0].index >= 20] for plan in plans[start : start + 40]) for start in (0, 40)]

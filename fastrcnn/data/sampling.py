@@ -4,6 +4,7 @@ The batch of iteration i is a pure function of (seed, i). Nothing here keeps sta
 the number of loader processes changes no batch.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,17 +61,27 @@ def plan_batch(
     entries = image_count * (2 if config.flip else 1)
     per_epoch = max(entries // images_per_batch, 1)
     epoch, step = divmod(iteration, per_epoch)
-    rng = np.random.default_rng((seed, EPOCH_ORDER, epoch))
-    order = np.resize(rng.permutation(entries), per_epoch * images_per_batch)
-    if wide is not None:
-        order = order[np.argsort(~wide[order % image_count], kind="stable")]
-        step = int(rng.permutation(per_epoch)[step])
+    order = _epoch_order(seed, epoch, entries, images_per_batch, None if wide is None else wide.tobytes())
     planned = []
-    for position, entry in enumerate(order[step * images_per_batch :][:images_per_batch].tolist()):
+    for position, entry in enumerate(order[step].tolist()):
         roi_seed = (seed, ROIS, iteration, position)
         side = np.random.default_rng((*roi_seed, 1)).choice(config.train_short_side)
         planned.append(PlannedImage(entry % image_count, entry >= image_count, int(side), roi_seed))
     return planned
+
+
+@functools.lru_cache(maxsize=2)  # else each iteration would take time in proportion to the set
+def _epoch_order(seed: int, epoch: int, entries: int, images_per_batch: int, wide: bytes | None) -> np.ndarray:
+    """The entries of each iteration of an epoch, int64 [iterations, images_per_batch]; `wide` as for plan_batch."""
+    per_epoch = max(entries // images_per_batch, 1)
+    rng = np.random.default_rng((seed, EPOCH_ORDER, epoch))
+    order = np.resize(rng.permutation(entries), per_epoch * images_per_batch)
+    steps: np.ndarray | slice = slice(None)
+    if wide is not None:
+        is_wide = np.frombuffer(wide, bool)
+        order = order[np.argsort(~is_wide[order % len(is_wide)], kind="stable")]
+        steps = rng.permutation(per_epoch)
+    return order.reshape(per_epoch, images_per_batch)[steps]
 
 
 def dropout_seed(seed: int, iteration: int, stream: int = DROPOUT) -> int:

@@ -62,15 +62,17 @@ def proposal_recall(
     images: Iterable[tuple[ImageRecord, Real[np.ndarray, "_ 4"]]], thresholds: Sequence[float] = (0.5, 0.7)
 ) -> Recall:
     """Recall of the objects of each record by its proposals (image pixels, half open)."""
-    best, classes, areas = [np.empty(0)], [np.empty(0, dtype=np.int64)], [np.empty(0)]
+    best: list[float] = []  # small tensors would lie between the large ones that are freed, and keep their memory
+    areas: list[float] = []
+    classes = [np.empty(0, dtype=np.int64)]
     difficult = 0
     for record, proposals in images:
         kept = ~record.difficult
         # float64: whole pixels then give the exact quotient's nearest number, and IoU 0.5 is 0.5
         objects = torch.from_numpy(record.boxes[kept].astype(np.float64))
         rows = torch.from_numpy(np.asarray(proposals, dtype=np.float64))
-        best.append(iou(rows, objects).amax(dim=0).numpy() if len(rows) else np.zeros(len(objects)))
+        best += iou(rows, objects).amax(dim=0).tolist() if len(rows) else [0.0] * len(objects)
         classes.append(record.classes[kept])
-        areas.append(area(objects).numpy())
+        areas += area(objects).tolist()
         difficult += int(record.difficult.sum())
-    return Recall(tuple(thresholds), np.concatenate(best), np.concatenate(classes), np.concatenate(areas), difficult)
+    return Recall(tuple(thresholds), np.array(best), np.concatenate(classes), np.array(areas), difficult)

@@ -32,8 +32,8 @@ def project(boxes: Float32[Tensor, "R 4"], scale: float) -> Float32[Tensor, "R 4
     `scale` is scaled pixels per image pixel. In float64 until the end, as fast-rcnn's lib/fast_rcnn/test.py: in
     float32, or with the 1 taken off after scaling, some ends round to another cell.
     """
-    inclusive = boxes.double() - boxes.new_tensor([0, 0, 1, 1], dtype=torch.float64)
-    return (inclusive * scale).float()
+    exact = boxes.double()
+    return (torch.cat((exact[:, :2], exact[:, 2:] - 1), dim=1) * scale).float()
 
 
 def roi_cells(rois: Float[Tensor, "R 4"], spatial_scale: float) -> Int64[Tensor, "R 4"]:
@@ -117,7 +117,7 @@ class RoIFeatures:
         if self.config.roi_features != "spp":
             return cells
         height, width = feature.shape[1:]
-        return cells.clamp(min=0).minimum(cells.new_tensor([width, height, width, height]) - 1)
+        return torch.stack((cells[:, ::2].clamp(0, width - 1), cells[:, 1::2].clamp(0, height - 1)), dim=2).flatten(1)
 
     def pool(
         self, features: list[Float[Tensor, "C _ _"]], rois: list[Float[Tensor, "_ 4"]]

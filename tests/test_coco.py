@@ -85,3 +85,19 @@ def test_ap50_is_the_101_point_mean_of_the_same_curves():
         aps.append(envelope[np.searchsorted(result.recall[k], np.linspace(0, 1, 101))].mean())
     assert 0.2 < np.mean(aps) < 0.9
     assert evaluate_coco(*arrays, 4)["AP50"] == pytest.approx(np.mean(aps))
+
+
+def test_scores_are_means_over_the_classes():
+    """Of a class alone, with the others' objects and detections left out; class 3 has no objects."""
+    rng = np.random.default_rng(0)
+    boxes = [(x, y, x + w, y + h) for x, y, w, h in rng.integers(1, 60, (60, 4)).tolist()]
+    objects = [(i % 7, 1 + i % 2, box) for i, box in enumerate(boxes)]
+    found = [(i % 7, 1 + i % 3, rng.random(), box) for i, box in enumerate(boxes[::-1])]
+    found += [(image, k, rng.random(), (x1 + 2, y1, x2, y2)) for image, k, (x1, y1, x2, y2) in objects]
+    alone = [
+        evaluate_coco(*scene([d for d in found if d[1] == k], [o for o in objects if o[1] == k]), 4) for k in (1, 2)
+    ]
+    together = evaluate_coco(*scene(found, objects), 4)
+    assert 0 < together["AP"] < 1
+    for name in ("AP", "AP50", "AP75", "AP_small"):
+        assert together[name] == pytest.approx((alone[0][name] + alone[1][name]) / 2)

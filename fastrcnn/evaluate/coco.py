@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
+from fastrcnn.evaluate.rows import DetectionRows, ObjectRows, chosen_rows
 
 log = logging.getLogger(__name__)
 
@@ -29,20 +29,36 @@ def evaluate_coco(
     class_count is K. The best `max_detections` of an image and class are looked at; COCO's number is 100. What
     pycocotools prints is logged at level DEBUG.
     """
+    precision, recall = [], []
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        for k in range(1, class_count):  # one at a time: all at once take 20 GB for 5 million detections
+            scoring = _scored(*_of_class(k, detections, ground_truth), max_detections)
+            precision.append(scoring.eval["precision"])  # [T, R, K, A, M]
+            recall.append(scoring.eval["recall"])  # [T, K, A, M]
+        scoring.eval |= {"precision": np.concatenate(precision, axis=2), "recall": np.concatenate(recall, axis=1)}
+        scoring.summarize()
+    log.debug("%s", printed.getvalue())
+    shares = scoring.eval["precision"][..., 0, -1]  # of objects of all sizes; AP of summarize knows 100 only
+    values = [shares[shares >= 0].mean() if (shares >= 0).any() else -1, *scoring.stats[1 : len(NAMES)]]
+    # pycocotools says -1 for a mean over nothing.
+    return {name: float(value) if value >= 0 else float("nan") for name, value in zip(NAMES, values, strict=True)}
+
+
+def _of_class(k: int, detections: DetectionRows, ground_truth: ObjectRows) -> tuple[DetectionRows, ObjectRows]:
+    return chosen_rows(detections, detections.classes == k), chosen_rows(ground_truth, ground_truth.classes == k)
+
+
+def _scored(detections: DetectionRows, ground_truth: ObjectRows, max_detections: int) -> COCOeval:
+    """What pycocotools has accumulated for one class."""
     images = np.union1d(detections.images, ground_truth.images).tolist()
     objects = _annotations(ground_truth, iscrowd=ground_truth.difficult.astype(int))
     found = _annotations(detections, iscrowd=np.zeros(len(detections.scores), int), score=detections.scores)
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        scoring = COCOeval(_coco(images, class_count, objects), _coco(images, class_count, found), "bbox")
-        scoring.params.maxDets = [1, min(10, max_detections), max_detections]  # summarize wants three
-        scoring.evaluate()
-        scoring.accumulate()
-        scoring.summarize()
-    log.debug("%s", printed.getvalue())
-    precision = scoring.eval["precision"][..., 0, -1]  # of objects of all sizes; AP of summarize knows 100 only
-    values = [precision[precision >= 0].mean() if (precision >= 0).any() else -1, *scoring.stats[1 : len(NAMES)]]
-    # pycocotools says -1 for a mean over nothing.
-    return {name: float(value) if value >= 0 else float("nan") for name, value in zip(NAMES, values, strict=True)}
+    scoring = COCOeval(_coco(images, objects), _coco(images, found), "bbox")
+    scoring.params.maxDets = [1, min(10, max_detections), max_detections]  # summarize wants three
+    scoring.params.catIds = [1]
+    scoring.evaluate()
+    scoring.accumulate()
+    return scoring
 
 
 def _annotations(rows: DetectionRows | ObjectRows, **columns: np.ndarray) -> list[dict]:
@@ -51,7 +67,7 @@ def _annotations(rows: DetectionRows | ObjectRows, **columns: np.ndarray) -> lis
     columns = {
         "id": np.arange(1, len(sizes) + 1),
         "image_id": rows.images,
-        "category_id": rows.classes,
+        "category_id": np.ones(len(sizes), int),
         "bbox": np.concatenate((rows.boxes[:, :2], sizes), axis=1),
         "area": sizes.prod(axis=1),
         **columns,
@@ -60,11 +76,11 @@ def _annotations(rows: DetectionRows | ObjectRows, **columns: np.ndarray) -> lis
     return [dict(zip(columns, row, strict=True)) for row in values]
 
 
-def _coco(images: list[int], class_count: int, annotations: list[dict]) -> COCO:
+def _coco(images: list[int], annotations: list[dict]) -> COCO:
     coco = COCO()
     coco.dataset = {
         "images": [{"id": i} for i in images],
-        "categories": [{"id": k} for k in range(1, class_count)],
+        "categories": [{"id": 1}],
         "annotations": annotations,
     }
     coco.createIndex()

@@ -157,6 +157,21 @@ def file_digest(path: str | Path) -> bytes:
     return digest.digest()
 
 
+SETTLED = 3 * 10**9  # nanoseconds; some file systems count in steps of two seconds
+
+
+def settled_stamp(path: str | Path) -> str | None:
+    """Changes when a file does: its number, size, and times of change of its content and of its entry, to the
+    nanosecond. None for a file that is not there, and for one so new that another change could have the same times."""
+    try:
+        about = os.stat(path)  # noqa: PTH116 (of 100,000 files, twice as fast as Path.stat)
+    except OSError:
+        return None
+    if time.time_ns() - max(about.st_mtime_ns, about.st_ctime_ns) < SETTLED:
+        return None
+    return f"{about.st_ino} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
+
+
 def write_json(path: str | Path, value: object) -> None:
     """Write JSON atomically. Raises FastRCNNError as atomic_write does."""
     with atomic_write(path) as file:

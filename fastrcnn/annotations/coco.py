@@ -35,14 +35,15 @@ def list_coco(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) -
     for file in map(read_coco_file, dict.fromkeys(paths)):
         listing.problems.extend(file.problems)
         for entry in file.images:
-            path = pictures.root / entry.name.replace("\\", "/")
+            path, identity = pictures.root / entry.name.replace("\\", "/"), ""
             try:
                 below, path = pictures.find(entry.name, _near(file.path, pictures.root))
-                read: Callable[[], Found] = partial(_read_image, entry, image_id(below), path, file, data, index)
+                identity = image_id(below)
+                read: Callable[[], Found] = partial(_read_image, entry, identity, path, file, data, index)
                 used.add((path, below))
             except FastRCNNError as e:
                 read = partial(unreadable, Problem("missing image", path, None, f"{e}; {file.path} names it"), data)
-            listing.sources.append(Source(path, read))
+            listing.sources.append(Source(path, read, identity, file.path if identity else None, entry.name))
     listing.problems.extend(_unnamed(pictures, used, paths[0]))
     return listing
 

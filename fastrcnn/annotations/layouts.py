@@ -63,7 +63,9 @@ def list_files(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) 
     for identity, pictures in chosen:
         xml = annotations.get(pictures[0]) if pictures else None
         path = layout.images / (pictures[0] if pictures else f"{identity}.jpg")
-        sources.append(Source(path, partial(_read_listed, identity, pictures, xml, layout, data, index)))
+        read = partial(_read_listed, identity, pictures, xml, layout, data, index)
+        annotation = layout.annotations / xml if xml is not None and len(pictures) == 1 else None
+        sources.append(Source(path, read, identity, annotation))
     return Listing(sources, problems)
 
 

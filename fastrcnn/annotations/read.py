@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from fastrcnn.annotations.coco import list_coco
 from fastrcnn.annotations.folders import image_id
+from fastrcnn.annotations.kept import KeptRecords
 from fastrcnn.annotations.layouts import list_files
 from fastrcnn.annotations.problems import Problem, duplicate_id_problem, log_problems, refuse_errors
 from fastrcnn.annotations.recognise import recognise
@@ -53,15 +54,17 @@ def read_each_data_set(
 ) -> list[list[ImageRecord]]:
     """The images of each data set, in the order of its list; ids are distinct over all (distinct_ids).
 
-    Reads each annotation and each image's header. What was clipped, skipped, ignored or noted is logged by kind and
-    appended to `problems`. Raises FastRCNNError for the first thing that is an error under `data`, for an image that is
-    listed twice, and for sets without images.
+    Reads each annotation and each image's header; of a large set, what has changed since it was read last. What was
+    clipped, skipped, ignored or noted is logged by kind and appended to `problems`. Raises FastRCNNError for the first
+    thing that is an error under `data`, for an image that is listed twice, and for sets without images.
     """
     found: list[Problem] = []
     sets: list[list[ImageRecord]] = []
     for dataset in datasets:
         sets.append([])
-        for record, new in read_data_set(dataset, data, class_index(classes)):
+        index = class_index(classes)
+        kept = KeptRecords(dataset, data, index) if dataset.proposals else None
+        for record, new in read_data_set(dataset, data, index, kept):
             refuse_errors(new)
             found += new
             sets[-1] += [record] if record is not None else []
@@ -77,10 +80,13 @@ def read_each_data_set(
     return sets
 
 
-def read_data_set(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) -> Iterator[Found]:
+def read_data_set(
+    dataset: DataSetConfig, data: DataConfig, index: dict[str, int], kept: KeptRecords | None = None
+) -> Iterator[Found]:
     """The images of one data set, one after another; what is wrong with the set itself first, without a record.
 
-    `index` is class_index's. Raises FastRCNNError when the set as a whole cannot be read.
+    `index` is class_index's. With `kept`, files that an earlier run has read are not opened again. Raises FastRCNNError
+    when the set as a whole cannot be read.
     """
     root, labelled, images = Path(dataset.root), 0, 0
     try:
@@ -92,13 +98,15 @@ def read_data_set(dataset: DataSetConfig, data: DataConfig, index: dict[str, int
         yield None, listing.problems
     sources = choose(listing.sources, dataset, data)
     for source in tqdm(sources, desc="annotations", unit="image", leave=False, delay=1):
-        record, problems = source.read()
+        record, problems = kept.read(source) if kept else source.read()
         refused = sum(p.object is not None and p.outcome in ("error", "skipped") for p in problems)
         if record is not None and refused:
             record = replace(record, refused=refused)
         yield record, problems
         images += 1
         labelled += record is not None and record.annotation is not None
+    if kept:
+        kept.save()
     if images and not labelled and (other := recognise(root, dataset.format)):
         text = f"no annotation of this format belongs to a picture; {other}"
         yield None, [Problem("another format", root, None, text)]

@@ -67,6 +67,9 @@ class Source:
 
     path: Path  # where its picture is, or should be
     read: Callable[[], Found]
+    id: str = ""  # of its record
+    annotation: Path | None = None  # the file that its objects are read from, where there is one
+    about: str = ""  # what its record depends on beside these two files
 
 
 @dataclass(frozen=True)

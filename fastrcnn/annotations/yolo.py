@@ -46,8 +46,9 @@ def list_yolo(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) -
     if unused:
         text = f"has no picture in the set, and neither have {len(unused) - 1} other label files; they are not read"
         problems.append(Problem("label without picture", unused[0], None, text, "noted"))
+    about = f"{names.by_number} {names.keypoints} {names.file}"
     sources = [
-        Source(path, partial(_read_image, record_id, path, label, names, data, index))
+        Source(path, partial(_read_image, record_id, path, label, names, data, index), record_id, label, about)
         for (record_id, path), label in zip(pictures, labels, strict=True)
     ]
     return Listing(sources, [*names.problems, *problems])

@@ -108,8 +108,9 @@ def not_pixels(records: Iterable[ImageRecord]) -> list[Problem]:
     count: Counter[Path] = Counter()
     for record in records:
         if record.annotation is not None and len(record.boxes) and min(record.width, record.height) > 1:
-            reach[record.annotation.parent] = max(reach[record.annotation.parent], float(record.boxes.max()))
-            count[record.annotation.parent] += len(record.boxes)
+            folder = record.annotation.parent
+            reach[folder] = max(reach[folder], float(record.boxes.max()))
+            count[folder] += len(record.boxes)
     text = "all {} boxes lie within 0 and 1, so they cannot be pixels but fractions of the image; export pixels"
     return [
         Problem("boxes not in pixels", folder, None, text.format(count[folder]))

@@ -100,6 +100,8 @@ def files_in_both(train: Sequence[ImageRecord], config: Config) -> list[Problem]
         for dataset in getattr(config.data, part):
             with contextlib.suppress(FastRCNNError):
                 paths[part] += image_paths(dataset, config.data)
+    if not any(paths[part] for part in PARTS[1:]):
+        return []
     same: dict[Path, bytes | None] = {path: str(path.resolve()).encode() for part in paths.values() for path in part}
     return list(in_two_parts(paths, same))
 

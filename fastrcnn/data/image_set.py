@@ -1,7 +1,8 @@
 """A run's data: the images of its data sets, joined, each with its proposals."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float32
@@ -12,7 +13,9 @@ from fastrcnn.annotations.records import ImageRecord, for_training
 from fastrcnn.config import Config
 from fastrcnn.config_data import DataConfig, DataSetConfig
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.proposals.proposals import Visit, join, open_proposals
+from fastrcnn.proposals.proposals import Proposals, Visit, join, read_proposals, refuse_problems
+
+Known: TypeAlias = Callable[[Sequence[Proposals], Sequence[ImageRecord]], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +52,12 @@ def open_data(
     config: Config,
     problems: list[Problem] | None = None,
     also: Visit | None = None,
+    known: Known | None = None,
 ) -> ImageSet:
     """Read all annotations and open all proposals; `problems` takes what was clipped, skipped, ignored or noted.
 
-    All proposals are read once, to be checked; `also` is called with each image and its proposals in this same pass.
+    All proposals are read once, to be checked; `also` is called with each image and its proposals in this same pass,
+    which is left out if `known`, called with the stores and all records, says that they have been checked before.
     Raises FastRCNNError for what read_data_sets and open_proposals refuse, and for an image in two of the sets.
     """
     sets = read_each_data_set(datasets, config.data, config.classes, problems)
@@ -64,5 +69,9 @@ def open_data(
                 f"{dataset.label}: has no proposals; set `proposals` of the data set to a file, and "
                 "make it with tools/proposals.py"
             )
-        stores.append(open_proposals(source, records, config.proposals, also))
-    return ImageSet([record for records in sets for record in records], join(stores))
+        stores.append(read_proposals(source, records, config.proposals))
+    joined = [record for records in sets for record in records]
+    if known is None or not known(stores, joined):
+        for store, records in zip(stores, sets, strict=True):
+            refuse_problems(store, records, also)
+    return ImageSet(joined, join(stores))

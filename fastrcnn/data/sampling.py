@@ -6,6 +6,7 @@ the number of loader processes changes no batch.
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,6 +168,17 @@ class TargetSums:
         self.count.index_add_(0, labels, torch.ones(len(labels), 1, dtype=torch.float64))
         self.total.index_add_(0, labels, targets)
         self.squares.index_add_(0, labels, targets.square())
+
+    def numbers(self) -> list[Any]:
+        """All that was added, as JSON holds it, to the bit."""
+        return [self.count.tolist(), self.total.tolist(), self.squares.tolist()]
+
+    def put_numbers(self, numbers: list[Any]) -> None:
+        """The inverse of `numbers`. Raises ValueError for what is not of as many classes."""
+        tensors = [torch.tensor(rows, dtype=torch.float64) for rows in numbers]
+        if [t.shape for t in tensors] != [t.shape for t in (self.count, self.total, self.squares)]:
+            raise ValueError("the sums are not of these classes")
+        self.count, self.total, self.squares = tensors
 
     def statistics(self, flip: bool) -> TargetStatistics:
         """Mean and std of every class, [K, 4], with or without the flipped half of the set."""

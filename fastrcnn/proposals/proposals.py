@@ -59,6 +59,11 @@ class Proposals(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self.stored.ids)
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether the boxes stay in a file of tools/proposals.py, where alone nothing is computed or converted."""
+        return self._stamp is not None
+
     def size(self, image_id: str) -> tuple[int, int] | None:
         """(width, height) of the image that the proposals were made from, where the file states it."""
         if self.stored.sizes is None:
@@ -148,11 +153,14 @@ def open_proposals(
     config: ProposalsConfig | None = None,
     also: Visit | None = None,
 ) -> Proposals:
-    """The proposals of the images `records`, read and checked; `also` as for find_problems.
-
-    As read_proposals, and raises FastRCNNError, naming the images, when find_problems finds any problem.
-    """
+    """The proposals of the images `records`, as read_proposals and refuse_problems have them."""
     proposals = read_proposals(path, records, config)
+    refuse_problems(proposals, records, also)
+    return proposals
+
+
+def refuse_problems(proposals: Proposals, records: Sequence[ImageRecord], also: Visit | None = None) -> None:
+    """Raises FastRCNNError, naming the images, when find_problems, which see, finds any problem."""
     problems = find_problems(proposals, records, also)
     if problems:
         for problem in problems[1:]:
@@ -161,8 +169,7 @@ def open_proposals(
         raise FastRCNNError(f"{problems[0]}{others}")
     extra = len(proposals) - len(records)
     if extra:
-        log.info("%s: holds proposals of %d images beyond the %d of the data set", path, extra, len(records))
-    return proposals
+        log.info("%s: holds proposals of %d images beyond the %d of the data set", proposals.path, extra, len(records))
 
 
 def find_problems(proposals: Proposals, records: Sequence[ImageRecord], also: Visit | None = None) -> list[Problem]:

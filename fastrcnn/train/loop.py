@@ -150,7 +150,8 @@ def prepare(
 def _open_data(config: Config, problems: list[Problem]) -> tuple[ImageSet, Survey]:
     """The training set; what is worth a look is logged. Raises FastRCNNError for labels that cannot be trained on."""
     survey = Survey(config)
-    images = open_data(config.data.train, config, problems, survey.add)
+    images = open_data(config.data.train, config, problems, survey.add, survey.known)
+    survey.keep()
     findings = [*label_findings("train", images.records, problems, config), *survey.findings]
     refuse_errors(findings)
     log_problems(findings)

@@ -148,7 +148,8 @@ def train_svms(config: Config, weights: str | Path, output: str | Path) -> Path:
         )
     with lock(output.with_name(f".{output.name}.lock"), f"the weights file {output.name}"), stop_signals() as stop:
         survey = Survey(config)
-        images = open_data(config.data.train, config, also=survey.add).for_training(config.data)
+        images = open_data(config.data.train, config, None, survey.add, survey.known).for_training(config.data)
+        survey.keep()
         labels = np.concatenate([record.classes for record in images.records])
         without = [name for k, name in enumerate(config.classes, start=1) if not (labels == k).any()]
         if without:

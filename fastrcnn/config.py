@@ -261,6 +261,11 @@ class Config(Section):
     expected: ExpectedConfig | None = None
     """What the paper says; a file does not take it over from its base."""
 
+    @property
+    def images_per_iteration(self) -> int:
+        """Of all mini-batches that are accumulated, and of all ranks."""
+        return self.sampling.images_per_batch * self.solver.accumulate
+
     def validating(self) -> "Config":
         """The same run with data.validation, if there is one, in place of data.test."""
         data = self.data.model_copy(update={"test": self.data.validation or self.data.test})

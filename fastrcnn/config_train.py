@@ -92,6 +92,9 @@ class SolverConfig(Section, title="solver"):
     """The rate grows linearly from a tenth in these."""
     clip_gradient: Positive | None = None
     """Bound on the norm of the whole gradient; null: none."""
+    accumulate: Count = 1
+    """So many mini-batches make one iteration, one after the other: the same weights, up to rounding, as from one that
+    is so many times as large, in the memory of one. `iter_size` of Caffe."""
     bbox_loss_weight: NotNegative = 1.0
     """Lambda of the multi-task loss, paper section 2.3; 0: classification only (section 5.1)."""
     train_only: Annotated[list[Text], Field(min_length=1)] | None = None

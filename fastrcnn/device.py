@@ -3,15 +3,20 @@
 import torch
 
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.ranks import ALONE, Ranks
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU. Raises FastRCNNError for a device that cannot be used.
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; of several ranks on a machine each has a GPU of its own.
+
+    Raises FastRCNNError for a device that cannot be used.
 
     That is one that is not there, or has no float64, in which boxes and RoI coordinates are computed (Apple's mps).
     """
-    if name == "auto":
+    if name == "auto" and (ranks.world == 1 or not torch.cuda.is_available()):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith(("auto", "cuda")) and ranks.world > 1:
+        name = _own_gpu(name, ranks)
     if name.split(":")[0] == "mps":
         raise FastRCNNError(f"device: {name!r} cannot be used: it has no float64, which boxes need; use cpu")
     try:
@@ -20,3 +25,15 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, TypeError, ImportError) as e:
         raise FastRCNNError(f"device: {name!r} cannot be used ({str(e).splitlines()[0]}); use auto or cpu") from None
     return device
+
+
+def _own_gpu(name: str, ranks: Ranks) -> str:
+    if name not in ("auto", "cuda"):
+        raise FastRCNNError(f"device: {name!r} is one GPU for {ranks.world} ranks; use cuda, and each has its own")
+    there = torch.cuda.device_count()
+    if ranks.local_world > there:
+        raise FastRCNNError(
+            f"device: {ranks.local_world} ranks were started on a machine with {there} GPUs; use torchrun "
+            f"--nproc-per-node {max(there, 1)}, or device=cpu"
+        )
+    return f"cuda:{ranks.local_rank}"

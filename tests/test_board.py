@@ -8,7 +8,7 @@ import pytest
 from fastrcnn import config as configs
 from fastrcnn.detections import DetectedImage, Detections
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.train import loop
+from fastrcnn.train import progress
 from fastrcnn.train.board import Board
 from fastrcnn.train.loop import train
 from fastrcnn.train.metrics import read_metrics
@@ -39,13 +39,13 @@ def test_without_the_extra_nothing_is_begun(config, tmp_path, monkeypatch):
 def test_a_resumed_run_shows_each_point_once(config, tmp_path, monkeypatch):
     """As TensorBoard reads it; the numbers are those of metrics.jsonl."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    monkeypatch.setattr(loop, "plot_losses", lambda *_: None)
+    monkeypatch.setattr(progress, "plot_losses", lambda *_: None)
 
     def killed(*_):
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_draw_curve", lambda _: calls.append(1) or (len(calls) == 3 and killed()))
+        patch.setattr(progress.Progress, "draw", lambda _: calls.append(1) or (len(calls) == 3 and killed()))
         calls = []
         with pytest.raises(ZeroDivisionError):  # at iteration 4, after its evaluation
             train(config, evaluate=evaluated)

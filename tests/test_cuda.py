@@ -55,6 +55,7 @@ def made_batch(*sizes: tuple[int, int], rois: int = 64) -> Batch:
     return Batch(
         iteration=7,
         ids=[str(i) for i in range(len(sizes))],
+        positions=[*range(len(sizes))],
         images=[torch.empty(3, *size) for size in sizes],
         maps=[],
         scales=[1.6] * len(sizes),

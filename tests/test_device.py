@@ -3,6 +3,7 @@ import torch
 
 from fastrcnn.device import choose_device
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.ranks import Ranks
 
 
 def test_auto_is_cuda_where_there_is_one(monkeypatch):
@@ -22,3 +23,15 @@ def test_mps_is_refused_by_name(name):
 def test_a_device_that_cannot_compute_is_named_in_one_line(name):
     with pytest.raises(FastRCNNError, match=r"\Adevice: [^\n]* cannot be used \([^\n]+\); use auto or cpu\Z"):
         choose_device(name)
+
+
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.tensor([1.0]))
+    assert [choose_device(name, Ranks(3, 4, 1, 2)) for name in ("cuda", "auto")] == [torch.device("cuda:1")] * 2
+    assert choose_device("cpu", Ranks(3, 4, 1, 2)) == torch.device("cpu")
+    with pytest.raises(FastRCNNError, match="'cuda:0' is one GPU for 4 ranks"):
+        choose_device("cuda:0", Ranks(3, 4, 1, 2))
+    with pytest.raises(FastRCNNError, match="4 ranks were started on a machine with 2 GPUs; .*--nproc-per-node 2"):
+        choose_device("auto", Ranks(3, 4, 3, 4))

@@ -24,7 +24,8 @@ def images(*sizes):
 
 
 def outputs(model, pictures, seed=None):
-    return model([model.frozen_features(p) for p in pictures], ROIS, [1.0, 1.5], seed)
+    seeds = None if seed is None else [seed, seed + 1000]
+    return model([model.frozen_features(p) for p in pictures], ROIS, [1.0, 1.5], seeds)
 
 
 def test_two_sibling_layers_for_every_roi():
@@ -82,8 +83,17 @@ def test_dropout_follows_its_seed_and_is_absent_without_one():
         assert torch.equal(without, outputs(network(dropout=0.0), pictures, 7)[0])
 
 
+def test_the_masks_of_an_image_do_not_depend_on_its_company():
+    model, pictures = network(), images((64, 80), (64, 80))
+    with torch.no_grad():
+        both = outputs(model, pictures, 7)[0]
+        maps = model.frozen_features(pictures[1])
+        alone = model([maps], ROIS[1:], [1.5], [1007])[0]
+    assert torch.allclose(both[2:], alone, atol=1e-6) and len(alone) == 1
+
+
 def test_dropout_keeps_the_mean():
-    kept = dropout(torch.ones(200_000), 0.3, torch.Generator().manual_seed(0))
+    kept = dropout(torch.ones(4000, 50), 0.3, [(torch.Generator().manual_seed(seed), 2000) for seed in (0, 1)])
     assert sorted(kept.unique().tolist()) == pytest.approx([0, 1 / 0.7])
     assert kept.mean().item() == pytest.approx(1, abs=0.01)
 

@@ -50,7 +50,7 @@ def example(counts, dropout=0.0, **settings):
     labels = torch.from_numpy(rng.integers(0, 5, sum(counts)))
     targets = torch.from_numpy(rng.normal(size=(sum(counts), 4))).float() * (labels > 0)[:, None]
     statistics = TargetStatistics(torch.full((5, 4), 0.1), torch.full((5, 4), 0.5))
-    batch = Batch(7, ["a", "b"], images((64, 80), (96, 72)), [], [1.0, 1.5], rois, labels, targets)
+    batch = Batch(7, ["a", "b"], [0, 1], images((64, 80), (96, 72)), [], [1.0, 1.5], rois, labels, targets)
     return model, config, batch, statistics
 
 
@@ -100,7 +100,7 @@ def test_dropout_follows_its_seed_and_no_two_chunks_share_masks():
     model, config, batch, statistics = example((len(boxes), 0), dropout=0.5)
     batch.rois[0] = boxes  # each of other cells
     features = [[torch.ones_like(m) for m in model.features(batch.images)[0]]]  # and all of the same features
-    draw = lambda seed: model.head_without_gradient(features, batch.rois, batch.scales, seed)[0]  # noqa: E731
+    draw = lambda seed: model.head_without_gradient(features, batch.rois, batch.scales, [seed, 9])[0]  # noqa: E731
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
     assert len(boxes) == 1260 and len(draw(1).unique(dim=0)) > 1200  # of 24 numbers, half of which fall out
     first, again = (hardest_batch(model, features, batch, statistics, config) for _ in range(2))

@@ -139,9 +139,11 @@ def test_a_batch_is_a_function_of_seed_and_iteration():
     assert batches != [plan_batch(4, i, 50, config, 2) for i in range(200)]
     assert batches[:50] != batches[50:100]  # the next epoch has another order
     assert {plan.short_side for batch in batches for plan in batch} == {480, 600}
-    seeds = [plan.roi_seed for batch in batches for plan in batch] + [dropout_seed(3, i) for i in range(200)]
-    seeds += [dropout_seed(3, i, MINING_DROPOUT) for i in range(200)]
-    assert len(set(seeds)) == 800
+    seeds = [plan.roi_seed for batch in batches for plan in batch] + [
+        dropout_seed(3, i, place) for i in range(200) for place in (0, 1)
+    ]
+    seeds += [dropout_seed(3, i, place, MINING_DROPOUT) for i in range(200) for place in (0, 1)]
+    assert len(set(seeds)) == 1200
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=9), st.integers(1, 4), st.booleans(), st.integers(0, 99))

@@ -20,6 +20,13 @@ def test_the_first_sets_the_event_and_the_second_stops_at_once(number):
     assert signal.getsignal(number) == before
 
 
+def test_a_second_one_that_torchrun_passes_on_changes_nothing():
+    with stop_signals(again_at_once=False) as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+
+
 def test_outside_the_main_thread_signals_are_left_alone():
     before, seen = [signal.getsignal(number) for number in SIGNALS], []
 

@@ -10,7 +10,7 @@ import pytest
 from fastrcnn import config as configs
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import read_tensors
-from fastrcnn.train import loop, validation
+from fastrcnn.train import progress, validation
 from fastrcnn.train.checkpoint import checkpoints
 from fastrcnn.train.loop import train
 from fastrcnn.train.metrics import Metrics, read_metrics
@@ -33,7 +33,7 @@ def config(tree):
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     """They take longer than a run."""
-    monkeypatch.setattr(loop, "plot_losses", lambda *_: None)
+    monkeypatch.setattr(progress, "plot_losses", lambda *_: None)
 
 
 class Killed(BaseException):
@@ -42,8 +42,8 @@ class Killed(BaseException):
 
 # What is called, how often it has been when the run is killed, and whether before or after it is done.
 KILLS = [
-    (loop, "save_checkpoint", 3, False),  # of iteration 4, for the evaluation
-    (loop, "save_checkpoint", 3, True),
+    (progress, "save_checkpoint", 3, False),  # of iteration 4, for the evaluation
+    (progress, "save_checkpoint", 3, True),
     (validation, "save_weights", 3, True),  # for the evaluation
     (validation, "save_weights", 4, False),  # the best
     (validation, "save_weights", 4, True),

@@ -18,6 +18,10 @@ from pathlib import Path
 # of a training step from stored features, 8 % of the convolutions. torch reads this once, before its first tensor.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
+if os.environ.get("WORLD_SIZE", "1") != "1":
+    # torch would warn that DistributedDataParallel found no unused parameters, as it should be.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 TOOLS = Path(__file__).resolve().parent
 CONFIGS = TOOLS.parent / "configs"  # in a clone and in the installed package
 by_command: str | None = None  # "train" when started as `fastrcnn train`, None as `python tools/train.py`
@@ -59,11 +63,17 @@ def shown(path: object) -> str:
     return str(path).replace(f"{CONFIGS}{os.sep}", "" if by_command else "configs/")
 
 
-def run(main: Callable[[], int | None], resume: str = "") -> None:
+def is_main() -> bool:
+    """Whether this process is the one that speaks: the first of those that torchrun started, or one alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run(main: Callable[[], int | None], resume: str = "", parallel: bool = False) -> None:
     """Call `main`, and exit with its code; input that the user can fix gives one sentence and exit code 1.
 
     Ctrl-C and SIGTERM give 130: both are raised as KeyboardInterrupt, also where a shell had SIGINT ignored. `resume`
-    then says what was saved and how to resume. When the reader of the output has left, as `| head` does, the tool ends
+    then says what was saved and how to resume. `parallel` tools share their work where torchrun has started several of
+    them; the others refuse. When the reader of the output has left, as `| head` does, the tool ends
     without a word, with 141 as other programs do.
     """
     from fastrcnn.errors import FastRCNNError
@@ -76,7 +86,11 @@ def run(main: Callable[[], int | None], resume: str = "") -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    if not parallel and os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.exit(is_main() and "error: this tool works in one process: start it without torchrun" or 1)
+    if not is_main():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # one bar
     code: int | str | None
     message = ""
     try:
@@ -86,7 +100,7 @@ def run(main: Callable[[], int | None], resume: str = "") -> None:
     except FastRCNNError as e:
         code, message = 1, f"error: {e}"
     except KeyboardInterrupt:
-        code, message = 130, f"interrupted{resume and ': '}{resume}"
+        code, message = 130, f"interrupted{resume and ': '}{resume}" if is_main() else ""
     except OSError:
         if not (_reader_has_left() or _reader_has_left(probe="\n")):  # then it was another pipe or file
             raise

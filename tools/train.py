@@ -1,6 +1,6 @@
 """Train Fast R-CNN as a configuration says."""
 
-from _common import command_line, parser, run, shown
+from _common import command_line, is_main, parser, run, shown
 
 
 def main() -> None:
@@ -36,10 +36,12 @@ def main() -> None:
             raise
         again = command_line("train", args.config, *args.overrides, "--replay", e.iteration)
         raise FastRCNNError(f"{e}\nThis shows where, and changes nothing in the run:\n{again}") from None
+    if not is_main():
+        return
     print(f"{done.weights}: evaluate it with: {command_line('test', shown(args.config), done.weights)}")
     if done.best:
         print(f"{done.best}: the weights that had the highest mAP on the way, for the same command")
 
 
 if __name__ == "__main__":
-    run(main, "finished work is saved; run the same command with --resume to resume")
+    run(main, "finished work is saved; run the same command with --resume to resume", parallel=True)

@@ -26,13 +26,14 @@ from fastrcnn.processes import ctrl_c_ignored
 
 @dataclass(frozen=True)
 class Batch:
-    """One mini-batch. RoIs are in the order of the images; R_i of them belong to image i."""
+    """One mini-batch, or one rank's part of it. RoIs are in the order of the images; R_i of them belong to image i."""
 
     iteration: int
-    ids: list[str]
+    ids: list[str]  # of the whole mini-batch
+    positions: list[int]  # in it, of the N images that are here
     images: list[Float32[Tensor, "3 _ _"]]  # N, normalised, scaled and flipped; none if there are maps
     maps: list[Float[Tensor, "c _ _"]]  # N outputs of the frozen layers, from a feature cache; none without one
-    scales: list[float]  # scaled pixels per image pixel
+    scales: list[float]  # N, scaled pixels per image pixel
     rois: list[Float32[Tensor, "_ 4"]]  # N, in image pixels of the flipped image
     labels: Int64[Tensor, "R"]  # 0 is background
     bbox_targets: Float32[Tensor, "R 4"]  # not normalised
@@ -44,6 +45,15 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory; DataLoader calls this for CUDA."""
         return self._each(Tensor.pin_memory)
+
+    def parts(self, images: int) -> Iterator["Batch"]:
+        """The same images, at most so many at a time."""
+        rows = [0, *np.cumsum([len(boxes) for boxes in self.rois]).tolist()]
+        for start in range(0, len(self.positions), images):
+            own = slice(start, start + images)
+            of_these = slice(rows[start], rows[min(own.stop, len(self.positions))])
+            lists = {name: getattr(self, name)[own] for name in ("positions", "images", "maps", "scales", "rois")}
+            yield replace(self, labels=self.labels[of_these], bbox_targets=self.bbox_targets[of_these], **lists)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         images, maps, rois = ([change(t) for t in tensors] for tensors in (self.images, self.maps, self.rois))
@@ -62,9 +72,12 @@ class BatchDataset(Dataset):
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         frozen_features: Callable[[PlannedImage], Tensor] | None = None,
+        rank: int = 0,
+        world: int = 1,
     ):
-        """`frozen_features` gives batches maps in place of images: see train/feature_cache.py."""
-        self.images, self.config = images, config
+        """`frozen_features` gives batches maps in place of images: see train/feature_cache.py. Of `world` ranks, each
+        has a part of every batch."""
+        self.images, self.config, self.rank, self.world = images, config, rank, world
         self.mean, self.std, self.frozen_features = mean, std, frozen_features
         grouped = config.sampling.aspect_grouping
         self.wide = np.array([r.width >= r.height for r in images.records]) if grouped else None
@@ -78,10 +91,11 @@ class BatchDataset(Dataset):
     def batch(self, iteration: int) -> Batch:
         """The batch of an iteration. Raises FastRCNNError when a file of it cannot be read."""
         config, image_config = self.config, self.config.image
-        per_batch = config.sampling.images_per_batch
+        per_batch = config.images_per_iteration
         planned = plan_batch(config.seed, iteration, len(self.images), image_config, per_batch, self.wide)
+        first, end = (per_batch * rank // self.world for rank in (self.rank, self.rank + 1))
         images, maps, scales, drawn = [], [], [], []
-        for plan in planned:
+        for plan in planned[first:end]:
             record, proposals = self.images[plan.index]
             scale = image_scale(record.width, record.height, plan.short_side, image_config.train_long_side)
             if self.frozen_features:
@@ -98,6 +112,7 @@ class BatchDataset(Dataset):
         return Batch(
             iteration,
             [self.images.records[plan.index].id for plan in planned],
+            [*range(first, end)],
             images,
             maps,
             scales,

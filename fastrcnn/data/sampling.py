@@ -85,9 +85,10 @@ def _epoch_order(seed: int, epoch: int, entries: int, images_per_batch: int, wid
     return order.reshape(per_epoch, images_per_batch)[steps]
 
 
-def dropout_seed(seed: int, iteration: int, stream: int = DROPOUT) -> int:
-    """The seed of the dropout masks of one iteration, a 63-bit number; MINING_DROPOUT gives other masks."""
-    return int(np.random.default_rng((seed, stream, iteration)).integers(2**63))
+def dropout_seed(seed: int, iteration: int, position: int, stream: int = DROPOUT) -> int:
+    """The seed of the dropout masks of one image's RoIs, a 63-bit number: the image at this position of the mini-batch
+    of one iteration, whichever process has it. MINING_DROPOUT gives other masks."""
+    return int(np.random.default_rng((seed, stream, iteration, position)).integers(2**63))
 
 
 def sample_rois(

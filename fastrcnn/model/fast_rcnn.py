@@ -5,7 +5,7 @@ Shapes: N images, R RoIs in the batch, K classes with background, C channels, h 
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from itertools import pairwise
 
@@ -220,23 +220,24 @@ class FastRCNN(nn.Module):
             return merge.of_bins(layer, bins)
 
     def fully_connected(
-        self, pooled: Float[Tensor, "R CPP"], dropout_seed: int | None = None
+        self, pooled: Float[Tensor, "R CPP"], dropout_seeds: list[tuple[int, int]] | None = None
     ) -> Float32[Tensor, "R fc_width"]:
         """fc6 and fc7 of pooled features; or, of ResNet-50, the mean of conv5 over its cells.
 
-        With a seed, dropout masks are drawn from it (training); without, there is no dropout.
+        With seeds, each with the number of RoIs that draw their dropout masks from it, in order (training); without,
+        there is no dropout.
         """
-        generator = None
-        if dropout_seed is not None and self.config.dropout > 0:
-            generator = torch.Generator(pooled.device).manual_seed(dropout_seed)
+        masks = []
+        if dropout_seeds is not None and self.config.dropout > 0:
+            masks = [(torch.Generator(pooled.device).manual_seed(seed), rows) for seed, rows in dropout_seeds]
         with self._reduced_precision():
             x = pooled * self.feature_scale
             if self.conv5:
                 return self.conv5(self._pooled_maps(x)).float().mean(dim=(2, 3))
             for name in self.fc_layers:
                 x = F.relu(getattr(self, name)(x), inplace=True)
-                if generator is not None:
-                    x = dropout(x, self.config.dropout, generator)
+                if masks:
+                    x = dropout(x, self.config.dropout, masks)
         return x.float()
 
     def _pooled_maps(self, rows: Float[Tensor, "R CPP"]) -> Float[Tensor, "R C P P"]:
@@ -259,22 +260,27 @@ class FastRCNN(nn.Module):
         maps: list[Float[Tensor, "c _ _"]],
         rois: list[Float[Tensor, "_ 4"]],
         scales: list[float],
-        dropout_seed: int | None,
+        dropout_seeds: list[int] | None,
+        choose: Callable[[Features], list[Float[Tensor, "_ 4"]]] | None = None,
     ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
-        """N outputs of frozen_features, each image's RoIs (image pixels) and scale -> scores and normalised deltas,
-        RoIs in the order of the images."""
-        return self.head(self.trained_features(maps), rois, scales, dropout_seed)
+        """N outputs of frozen_features, each image's RoIs (image pixels), scale and seed of dropout -> scores and
+        normalised deltas, RoIs in the order of the images. `choose` gives others in the place of the RoIs, once it has
+        seen the feature maps."""
+        features = self.trained_features(maps)
+        return self.head(features, choose(features) if choose else rois, scales, dropout_seeds)
 
     def head(
         self,
         features: Features,
         rois: list[Float[Tensor, "_ 4"]],
         scales: list[float],
-        dropout_seed: int | None,
+        dropout_seeds: list[int] | None,
     ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
         """What forward does, from the feature maps of N images on."""
         projected = [self.project(boxes, scale) for boxes, scale in zip(rois, scales, strict=True)]
-        return self.siblings(self.fully_connected(self.pool(features, projected).flatten(1), dropout_seed))
+        pooled = self.pool(features, projected).flatten(1)
+        seeds = None if dropout_seeds is None else list(zip(dropout_seeds, map(len, rois), strict=True))
+        return self.siblings(self.fully_connected(pooled, seeds))
 
     @torch.no_grad()
     def head_without_gradient(
@@ -282,27 +288,23 @@ class FastRCNN(nn.Module):
         features: Features,
         rois: list[Float[Tensor, "_ 4"]],
         scales: list[float],
-        dropout_seed: int | None,
+        dropout_seeds: list[int] | None,
     ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
         """What head gives, for many RoIs: pooled the fast way, in chunks, each with dropout masks of its own. RoIs that
         share all cells are multiplied once, and so share their masks."""
-        distinct, index, done = [], [], 0
-        for boxes, scale in zip(rois, scales, strict=True):
-            projected = self.project(boxes, scale)
-            first, inverse = unique_rois(self.cells(projected))
-            distinct.append(projected[first])
-            index.append(done + inverse)
-            done += len(first)
-        chunks = self.pool_for_inference([[m.detach() for m in maps] for maps in features], distinct)
-        parts = []
+        of_images = []
         with self._reduced_precision():  # around all chunks, so that weights are brought to it once
-            for i, pooled in enumerate(chunks):
-                seed = None if dropout_seed is None else dropout_seed + i
-                parts.append(
-                    self.siblings(self.fully_connected(channels_first(pooled, self.config.bins_per_roi), seed))
-                )
-        rows = torch.cat(index)
-        scores, deltas = (torch.cat(part)[rows] for part in zip(*parts, strict=True))
+            for i, (boxes, scale) in enumerate(zip(rois, scales, strict=True)):
+                projected = self.project(boxes, scale)
+                first, inverse = unique_rois(self.cells(projected))
+                chunks = self.pool_for_inference([[maps[i].detach()] for maps in features], [projected[first]])
+                parts = []
+                for j, pooled in enumerate(chunks):
+                    rows = channels_first(pooled, self.config.bins_per_roi)
+                    seeds = None if dropout_seeds is None else [(dropout_seeds[i] + j, len(rows))]
+                    parts.append(self.siblings(self.fully_connected(rows, seeds)))
+                of_images.append([torch.cat(part)[inverse] for part in zip(*parts, strict=True)])
+        scores, deltas = (torch.cat(part) for part in zip(*of_images, strict=True))
         return scores, deltas
 
 
@@ -313,10 +315,14 @@ def factors(layer: nn.Linear, rank: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(V=V, U=U))
 
 
-def dropout(x: Float[Tensor, "*n"], probability: float, generator: torch.Generator) -> Float[Tensor, "*n"]:
-    """Zeroes each number with `probability` and scales the rest so that the mean stays; the generator decides."""
-    keep = torch.rand(x.shape, generator=generator, device=x.device) >= probability
-    return x * keep / (1 - probability)
+def dropout(
+    x: Float[Tensor, "R n"], probability: float, masks: list[tuple[torch.Generator, int]]
+) -> Float[Tensor, "R n"]:
+    """Zeroes each number with `probability` and scales the rest so that the mean stays; generators decide, each for so
+    many rows, R in all."""
+    width, device = x.shape[1], x.device
+    drawn = torch.cat([torch.rand(rows, width, generator=each, device=device) for each, rows in masks])
+    return x * (drawn >= probability) / (1 - probability)
 
 
 @torch.no_grad()

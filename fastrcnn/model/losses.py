@@ -15,13 +15,15 @@ def multi_task_loss(
     labels: Int64[Tensor, "R"],
     bbox_targets: Float[Tensor, "R 4"],
     bbox_loss_weight: float,
+    rois: int | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """Softmax cross-entropy and smooth L1 of the true class's box, each divided by R.
+    """Softmax cross-entropy and smooth L1 of the true class's box, each divided by R, or by `rois`, where these R are a
+    part of a mini-batch of so many.
 
     Deltas and targets are normalised; label 0 is background. Both losses divide by all R rows, foreground or not, as
     the Caffe layers do (softmax_loss_layer.cpp and smooth_L1_loss_layer.cu). No RoIs give zero.
     """
-    rois = max(len(labels), 1)
+    rois = max(len(labels) if rois is None else rois, 1)
     loss_cls = F.cross_entropy(scores, labels, reduction="sum") / rois
     foreground = labels.nonzero().squeeze(1)
     predicted = deltas.unflatten(1, (-1, 4))[foreground, labels[foreground]]
@@ -47,14 +49,31 @@ def roi_losses(
 
 
 @torch.no_grad()
-def diagnostics(scores: Float[Tensor, "R K"], labels: Int64[Tensor, "R"]) -> dict[str, Shaped[Tensor, ""]]:
-    """How classification stands: accuracy of all and of foreground RoIs, the share of foreground RoIs called
-    background, and their number, as scalars on the same device. Shares of nothing are NaN."""
+def counts(scores: Float[Tensor, "R K"], labels: Int64[Tensor, "R"]) -> dict[str, Shaped[Tensor, ""]]:
+    """How classification stands, as scalars on the same device: RoIs, those classified right, foreground RoIs, of which
+    classified right, and called background. Those of parts of a mini-batch add up."""
     predicted, foreground = scores.argmax(dim=1), labels > 0
-    right, count = predicted == labels, foreground.sum()
+    right = predicted == labels
     return {
-        "accuracy": right.sum() / len(labels),
-        "fg_accuracy": (right & foreground).sum() / count,
-        "false_negatives": ((predicted == 0) & foreground).sum() / count,
-        "foreground": count,
+        "rois": torch.full((), len(labels), device=labels.device),  # no copy from the processor
+        "right": right.sum(),
+        "foreground": foreground.sum(),
+        "foreground_right": (right & foreground).sum(),
+        "foreground_missed": ((predicted == 0) & foreground).sum(),
     }
+
+
+def diagnostics(counted: dict[str, float]) -> dict[str, float]:
+    """Of what `counts` counted: accuracy of all and of foreground RoIs, the share of foreground RoIs called background,
+    and their number. Shares of nothing are NaN."""
+    foreground = counted["foreground"]
+    return {
+        "accuracy": _share(counted["right"], counted["rois"]),
+        "fg_accuracy": _share(counted["foreground_right"], foreground),
+        "false_negatives": _share(counted["foreground_missed"], foreground),
+        "foreground": foreground,
+    }
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")

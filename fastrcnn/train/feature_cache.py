@@ -5,6 +5,7 @@ depend on. Nothing can go stale: what depends on something else has another name
 share their files.
 """
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -30,6 +31,7 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import file_digest, lock, remove_leftovers, write_tensors
 from fastrcnn.images import image_scale, prepare_image, read_image
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 
@@ -81,42 +83,63 @@ class FeatureCache:
             raise FastRCNNError(f"{path}: is of another image; remove it and --resume: it is made again")
         return maps
 
-    def make(self, model: FastRCNN, device: torch.device, stop: threading.Event) -> None:
-        """Compute what is missing, image by image; a finished file stays, whatever happens.
+    def make(self, model: FastRCNN, device: torch.device, stop: threading.Event, ranks: Ranks = ALONE) -> None:
+        """Compute what is missing, image by image; a finished file stays, whatever happens. Ranks share the work, and,
+        where machines share no disk, those of each machine what is then still missing there.
 
         Raises KeyboardInterrupt once `stop` is set, FastRCNNError for too small a disk, and while another
         process makes the same features.
         """
-        missing, size, whole = [], 0, 0
-        for index, flip, side in self._entries():
-            nbytes = self.shapes[self._size(index, side)].numel() * self.dtype.itemsize
-            whole += nbytes
-            path = self.path(index, flip, side)
-            if not path.exists() or path.stat().st_size < nbytes:
-                missing.append((index, flip, side))
-                size += nbytes
+        missing = [entry for entry in self._entries() if self._is_missing(*entry)]
+        whole, size = (sum(map(self._nbytes, entries)) for entries in (self._entries(), missing))
         all_, left = (tqdm.format_sizeof(n, "B") for n in (whole, size))
         log.info("features of the frozen layers: %s in %s, %s to make", all_, self.folder, left)
-        if not missing:
+        if not ranks.any(bool(missing)):
             return
-        with lock(self.folder / ".lock", "the feature cache"):
-            remove_leftovers(self.folder)
-            free = shutil.disk_usage(self.folder).free
-            if free < size:
-                raise FastRCNNError(
-                    f"{self.folder}: the features need {left}, the disk has {tqdm.format_sizeof(free, 'B')} left; "
-                    "free space, set feature_cache to another disk, or cache_features: false"
-                )
-            normalisation, read = model.normalisation, functools.lru_cache(maxsize=1)(read_image)
-            bar = tqdm(missing, "frozen features", unit="image", mininterval=1, dynamic_ncols=True)
-            with logging_redirect_tqdm():
-                for index, flip, side in bar:
-                    if stop.is_set():
-                        raise KeyboardInterrupt
-                    pixels, scale = read(self.records[index].path), self._scale(index, side)
-                    image = prepare_image(pixels, scale, normalisation.mean, normalisation.std, flip)
-                    maps = model.frozen_features(image.to(device))
-                    write_tensors(self.path(index, flip, side), {NAME: maps.permute(1, 2, 0)}, {})
+        one = not ranks.local_rank  # of this machine's
+        with lock(self.folder / ".lock", "the feature cache") if one else contextlib.nullcontext():
+            if one:
+                remove_leftovers(self.folder)
+                self._refuse_small_disk(size, left)
+            ranks.wait()
+            self._make_part(ranks.rank, ranks.world, model, device, stop, show=ranks.main)
+            ranks.wait()
+            self._make_part(ranks.local_rank, ranks.local_world, model, device, stop, show=one)
+            ranks.wait()
+
+    def _make_part(
+        self, part: int, of: int, model: FastRCNN, device: torch.device, stop: threading.Event, show: bool
+    ) -> None:
+        """What is missing of one of `of` parts of all entries."""
+        missing = [entry for i, entry in enumerate(self._entries()) if i % of == part and self._is_missing(*entry)]
+        normalisation, read = model.normalisation, functools.lru_cache(maxsize=1)(read_image)
+        bar = tqdm(
+            missing, "frozen features", unit="image", mininterval=1, dynamic_ncols=True, disable=not (show and missing)
+        )
+        with logging_redirect_tqdm():
+            for index, flip, side in bar:
+                if stop.is_set():
+                    raise KeyboardInterrupt
+                pixels, scale = read(self.records[index].path), self._scale(index, side)
+                image = prepare_image(pixels, scale, normalisation.mean, normalisation.std, flip)
+                maps = model.frozen_features(image.to(device))
+                write_tensors(self.path(index, flip, side), {NAME: maps.permute(1, 2, 0)}, {})
+
+    def _is_missing(self, index: int, flip: bool, side: int) -> bool:
+        path = self.path(index, flip, side)
+        return not path.exists() or path.stat().st_size < self._nbytes((index, flip, side))
+
+    def _nbytes(self, entry: tuple[int, bool, int]) -> int:
+        index, _, side = entry
+        return self.shapes[self._size(index, side)].numel() * self.dtype.itemsize
+
+    def _refuse_small_disk(self, size: int, left: str) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if free < size:
+            raise FastRCNNError(
+                f"{self.folder}: the features need {left}, the disk has {tqdm.format_sizeof(free, 'B')} left; "
+                "free space, set feature_cache to another disk, or cache_features: false"
+            )
 
     def _entries(self) -> Iterator[tuple[int, bool, int]]:
         """Everything that a plan can ask for: index of the image, flip, short side."""

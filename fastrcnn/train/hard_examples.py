@@ -14,12 +14,18 @@ from torchvision.ops import batched_nms
 
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
+from fastrcnn.config_train import SamplingConfig
 from fastrcnn.data.loader import Batch
 from fastrcnn.data.sampling import MINING_DROPOUT, dropout_seed
 from fastrcnn.model.fast_rcnn import FastRCNN, Features
 from fastrcnn.model.losses import roi_losses
 
 NMS_IOU = 0.7  # TRAIN.OHEM_NMS_THRESH of lib/fast_rcnn/config.py
+
+
+def learnt_from(rois: int, config: SamplingConfig) -> int:
+    """How many of so many RoIs of an image are learnt from; of hard examples at most."""
+    return min(rois, config.rois_per_image) if config.hard_candidates else rois
 
 
 @torch.no_grad()
@@ -34,8 +40,8 @@ def hardest_batch(
 
     The loss that ranks them has dropout, with masks of its own, as in the authors' train.prototxt.
     """
-    seed = dropout_seed(config.seed, batch.iteration, MINING_DROPOUT)
-    scores, deltas = model.head_without_gradient(features, batch.rois, batch.scales, seed)
+    seeds = [dropout_seed(config.seed, batch.iteration, position, MINING_DROPOUT) for position in batch.positions]
+    scores, deltas = model.head_without_gradient(features, batch.rois, batch.scales, seeds)
     targets = statistics.normalise(batch.bbox_targets, batch.labels)
     loss = roi_losses(scores, deltas, batch.labels, targets, config.solver.bbox_loss_weight)
     rois, kept, start = [], [], 0

@@ -2,8 +2,8 @@
 
 import contextlib
 import logging
+import math
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +14,23 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastrcnn.annotations.problems import Problem, log_problems, refuse_errors
 from fastrcnn.boxes import TargetStatistics
-from fastrcnn.config import Config
-from fastrcnn.config_files import save
+from fastrcnn.config import Config, to_dict
 from fastrcnn.data.check_labels import label_findings
 from fastrcnn.data.checks import files_in_both
 from fastrcnn.data.image_set import ImageSet, open_data
 from fastrcnn.data.loader import Batch, BatchDataset, batches
 from fastrcnn.data.survey import Survey
 from fastrcnn.device import choose_device
-from fastrcnn.errors import FastRCNNError, NotFiniteError
+from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import lock, remove_leftovers
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.weights import BEST, WEIGHTS, build, initialise, save_weights, unfold_statistics, what_to_fetch
-from fastrcnn.train.board import Board, check_installed
-from fastrcnn.train.checkpoint import load_latest, restore, save_checkpoint
-from fastrcnn.train.curves import plot_losses
+from fastrcnn.ranks import ALONE, Ranks, joined
+from fastrcnn.train.board import check_installed
+from fastrcnn.train.checkpoint import load_latest, restore
 from fastrcnn.train.feature_cache import FeatureCache
 from fastrcnn.train.log_file import log_file
-from fastrcnn.train.metrics import Metrics, read_metrics
+from fastrcnn.train.progress import Progress
 from fastrcnn.train.signals import Stop, stop_signals
 from fastrcnn.train.solver import (
     check_head_first,
@@ -41,14 +40,10 @@ from fastrcnn.train.solver import (
     schedule,
     set_rate,
 )
-from fastrcnn.train.step import AFTER_STEP, first_batches, not_finite, start_head, train_step
+from fastrcnn.train.step import first_batches, start_head, train_step
 from fastrcnn.train.validation import Evaluate, Validation
-from fastrcnn.train.watch import Watch
 
 log = logging.getLogger(__name__)
-
-METRICS, CURVE, BOARD = "metrics.jsonl", "losses.png", "tensorboard"
-REDRAWN = 60.0  # seconds after which the curve is drawn again; it takes less than one
 
 
 @dataclass
@@ -63,6 +58,13 @@ class Run:
     statistics: TargetStatistics  # on the model's device
     dataset: BatchDataset
     digest: str
+    ranks: Ranks = ALONE
+    evaluates: bool = False  # every train.eval_every iterations
+
+    @property
+    def where(self) -> str:
+        """The device, and how many ranks have one like it."""
+        return f"{self.model.device.type}, {self.ranks.world} ranks" if self.ranks.world > 1 else str(self.model.device)
 
 
 def train(config: Config, resume: bool = False, evaluate: Evaluate | None = None) -> Path:
@@ -77,16 +79,37 @@ def train(config: Config, resume: bool = False, evaluate: Evaluate | None = None
     problems: list[Problem] = []
     if config.train.tensorboard:
         check_installed()
-    with lock(folder / ".lock", "the run"), log_file(folder), _changes_listed(problems), stop_signals() as stop:
-        _refuse_replacing(folder, resume)
-        if resume:
-            remove_leftovers(folder)
-        validation = Validation(config, evaluate) if evaluate and config.train.eval_every else None
-        run = prepare(config, resume, problems, stop)
+    with joined(config.device) as ranks, contextlib.ExitStack() as held:
+        stop = held.enter_context(stop_signals(again_at_once=ranks.world == 1))
+        _refuse_too_many(config, ranks)
+        resume = resume or (ranks.restarts > 0 and (folder / "config.yaml").exists())
+        validation = None
+        if ranks.main:
+            for held_by_one in (lock(folder / ".lock", "the run"), log_file(folder), _changes_listed(problems)):
+                held.enter_context(held_by_one)
+            _refuse_replacing(folder, resume)
+            if resume:
+                remove_leftovers(folder)
+            validation = Validation(config, evaluate) if evaluate and config.train.eval_every else None
+        ranks.wait()
+        run = prepare(config, resume, problems, stop, ranks=ranks)
+        run.evaluates = evaluate is not None
         iterate(run, validation, stop)
-        save_weights(folder / WEIGHTS, run.model, config, run.statistics)
-        log.info("wrote %s", folder / WEIGHTS)
+        if ranks.main:
+            save_weights(folder / WEIGHTS, run.model, config, run.statistics)
+            log.info("wrote %s", folder / WEIGHTS)
         return folder / WEIGHTS
+
+
+def _refuse_too_many(config: Config, ranks: Ranks) -> None:
+    images, per_batch = config.images_per_iteration, config.sampling.images_per_batch
+    if ranks.world > images:
+        enough = math.ceil(ranks.world / per_batch)
+        raise FastRCNNError(
+            f"solver.accumulate: {ranks.world} ranks cannot share {images} images, an iteration of "
+            f"sampling.images_per_batch {per_batch} x solver.accumulate {config.solver.accumulate}; start at most "
+            f"{images} ranks, or set solver.accumulate={enough}: more images in each iteration"
+        )
 
 
 def _refuse_replacing(folder: Path, resume: bool) -> None:
@@ -100,18 +123,25 @@ def _refuse_replacing(folder: Path, resume: bool) -> None:
 
 
 def prepare(
-    config: Config, resume: bool, problems: list[Problem], stop: threading.Event, at_most: int | None = None
+    config: Config,
+    resume: bool,
+    problems: list[Problem],
+    stop: threading.Event,
+    at_most: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Read the data, and make the network and its optimizer, or restore them from the latest checkpoint, of `at_most`
     so many iterations.
 
     `problems` takes what data.on_bad_box changed or left out.
     """
-    folder, device = Path(config.output), choose_device(config.device)
+    folder, device = Path(config.output), choose_device(config.device, ranks)
     if not resume and (lacking := what_to_fetch(config)):  # before data is read, or even fetched
         raise FastRCNNError(lacking)
-    images, survey = _open_data(config, problems)
+    with ranks.one_first():
+        images, survey = _open_data(config, problems)
     digest = survey.digest
+    _refuse_other_data(config, digest, ranks)
     checkpoint = load_latest(folder, config, digest, at_most) if resume else None
     first = checkpoint.iteration if checkpoint else 0
     if first > config.solver.max_iterations:
@@ -138,13 +168,28 @@ def prepare(
     cache = None
     if config.cache_features:
         cache = FeatureCache(images.records, config, model)
-        cache.make(model, device, stop)
+        cache.make(model, device, stop, ranks)
     pixels = model.normalisation
-    dataset = BatchDataset(images, config, pixels.mean, pixels.std, cache.features if cache else None)
+    of_pictures = pixels.mean, pixels.std, cache.features if cache else None
     if checkpoint is None:
-        seen_first = first_batches(dataset)
+        seen_first = first_batches(BatchDataset(images, config, *of_pictures))
         start_head(model, loaded, seen_first, config.sampling.rois_per_image, device)
-    return Run(config, folder, first, model, optimizer, statistics.to(device), dataset, digest)
+    dataset = BatchDataset(images, config, *of_pictures, ranks.rank, ranks.world)
+    return Run(config, folder, first, model, optimizer, statistics.to(device), dataset, digest, ranks)
+
+
+def _refuse_other_data(config: Config, digest: str, ranks: Ranks) -> None:
+    """Raise FastRCNNError where ranks read other data or settings: they would add up gradients of different runs."""
+    free = {"output": "", "feature_cache": "", "data": None}  # where things are may differ between machines
+    settings = str({**to_dict(config), **free, "seed": config.seed})
+    seen = ranks.gather((digest, settings))
+    for rank, (other, its_settings) in enumerate(seen):
+        what = "data" if other != seen[0][0] else "settings" if its_settings != seen[0][1] else None
+        if what:
+            raise FastRCNNError(
+                f"rank {rank}: has other {what} than rank 0; give all machines the same files, configuration and "
+                "version of fastrcnn"
+            )
 
 
 def _open_data(config: Config, problems: list[Problem]) -> tuple[ImageSet, Survey]:
@@ -160,40 +205,34 @@ def _open_data(config: Config, problems: list[Problem]) -> tuple[ImageSet, Surve
 
 
 def iterate(run: Run, validation: Validation | None, stop: Stop) -> None:
-    """All iterations that are left. Raises KeyboardInterrupt, with a checkpoint saved, once `stop` is set."""
-    config, first, last = run.config, run.first, run.config.solver.max_iterations
-    device = run.model.device
-    images, classes = len(run.dataset.images), len(config.classes)
-    log.info("%d images, %d classes, iterations %d to %d, on %s", images, classes, first, last, device)
-    save(config, run.folder / "config.yaml")  # from here on it is a run: what was wrong before leaves none
-    board = Board(run.folder / BOARD if config.train.tensorboard else None, first)
-    metrics = Metrics(run.folder / METRICS, first, config.train.log_every, board)
-    watch = Watch(first, last)
+    """All iterations that are left. Raises KeyboardInterrupt, with a checkpoint saved, once `stop` is set on a rank."""
+    config, ranks, first, last = run.config, run.ranks, run.first, run.config.solver.max_iterations
+    device, every = run.model.device, config.train.eval_every if run.evaluates else None
     loader = batches(run.dataset, first, last, config.data.workers, pin_memory=device.type == "cuda")
-    bar = tqdm(loader, "training", total=last, initial=first, unit="it", mininterval=1, dynamic_ncols=True)
-    if validation and metrics.evaluated and not validation.best:
-        log.warning("%s: is not there any more; the best is chosen from the evaluations to come", run.folder / BEST)
-    drawn = time.monotonic()
-    with logging_redirect_tqdm(), contextlib.closing(bar), contextlib.closing(board):
-        if validation and validation.due(first) and first not in metrics.evaluated:
-            _evaluate(run, validation, metrics, first, stop)  # the run was stopped before this evaluation had ended
+    bar = tqdm(
+        loader, "training", last, initial=first, unit="it", mininterval=1, dynamic_ncols=True, disable=not ranks.main
+    )
+    with logging_redirect_tqdm(), contextlib.closing(bar), contextlib.ExitStack() as open_files:
+        progress = open_files.enter_context(contextlib.closing(Progress(run, validation, bar))) if ranks.main else None
+        if progress and progress.evaluation_missing():
+            progress.evaluate(first, stop)
         for batch in bar:
+            if batch.iteration == first:
+                ranks.wait()  # the first batch takes some ranks longer than others
             rate, values = one_iteration(run, batch.to(device))
-            watch.check(batch.iteration, batch.ids, values)
-            metrics.add(batch.iteration, len(batch.ids), rate, values)
-            bar.set_postfix_str(metrics.line(), refresh=False)
-
             done = batch.iteration + 1
-            due, stopping = validation is not None and validation.due(done), stop.is_set()
+            due, stopping = every is not None and done % every == 0, ranks.any(stop.is_set())
             save_now = due or stopping or done % config.train.checkpoint_every == 0 or done == last
+            if progress:
+                progress.add(batch, rate, values)
+                if save_now:
+                    progress.save(batch)
+                if due and not stopping:
+                    progress.evaluate(done, stop)
+                if save_now:
+                    progress.draw()
             if save_now:
-                board.flush()
-                _save(run, batch)
-            if validation and due and not stopping:
-                _evaluate(run, validation, metrics, done, stop)
-            if save_now or time.monotonic() - drawn > REDRAWN:
-                _draw_curve(run.folder)
-                drawn = time.monotonic()
+                ranks.wait()
             if stopping:
                 raise KeyboardInterrupt
 
@@ -202,39 +241,8 @@ def one_iteration(run: Run, batch: Batch) -> tuple[float, dict[str, float]]:
     """One step on a batch on the model's device; its rate and what train_step returns."""
     factor = schedule(run.config.solver, batch.iteration)
     set_rate(run.optimizer, factor)
-    return factor * run.config.solver.lr, train_step(run.model, run.optimizer, batch, run.statistics, run.config)
-
-
-def _save(run: Run, batch: Batch) -> None:
-    """A checkpoint after this batch. Raises NotFiniteError in place of one that no run could resume from."""
-    done = batch.iteration + 1
-    try:
-        save_checkpoint(run.folder, done, run.model, run.optimizer, run.statistics, run.config, run.digest)
-    except NotFiniteError:
-        raise not_finite(batch, AFTER_STEP) from None
-
-
-def _evaluate(run: Run, validation: Validation, metrics: Metrics, done: int, stop: Stop) -> None:
-    """An evaluation of the weights as they are, for which there is a checkpoint: a signal stops it at once."""
-    began = time.perf_counter()
-    stop.at_once = True
-    try:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        found = validation.measure(run.model, run.statistics, done)
-        metrics.add_map(done, found.mean_ap, validation.best, time.perf_counter() - began)
-        metrics.board.pictures(done, validation.records, found.detections)
-        metrics.board.flush()
-    finally:
-        stop.at_once = False
-
-
-def _draw_curve(folder: Path) -> None:
-    """A picture that cannot be replaced, as a viewer on Windows may hold it, is no reason to stop."""
-    try:
-        plot_losses(read_metrics(folder / METRICS), folder / CURVE)
-    except FastRCNNError as e:
-        log.warning("%s", e)
+    values = train_step(run.model, run.optimizer, batch, run.statistics, run.config, run.ranks)
+    return factor * run.config.solver.lr, values
 
 
 @contextlib.contextmanager

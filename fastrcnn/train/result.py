@@ -9,8 +9,8 @@ from jaxtyping import Float64
 from fastrcnn.config import Config
 from fastrcnn.model.weights import BEST
 from fastrcnn.train.curves import points
-from fastrcnn.train.loop import METRICS
 from fastrcnn.train.metrics import read_metrics
+from fastrcnn.train.progress import METRICS
 
 
 @dataclass(frozen=True, eq=False)

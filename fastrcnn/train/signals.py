@@ -18,8 +18,9 @@ class Stop(threading.Event):
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """An event that the first signal sets; a second one raises KeyboardInterrupt at once.
+def stop_signals(again_at_once: bool = True) -> Iterator[Stop]:
+    """An event that the first signal sets; a second one raises KeyboardInterrupt at once, unless it is not to:
+    torchrun passes on to its ranks the Ctrl-C that they have from the terminal already, and kills them after a time.
 
     Outside the main thread, Python lets nobody handle signals, and the event stays unset.
     """
@@ -27,11 +28,13 @@ def stop_signals() -> Iterator[Stop]:
 
     def handler(number: int, _: object) -> None:
         nonlocal received
-        if received or stop.at_once:
+        if stop.at_once or (received and again_at_once):
             raise KeyboardInterrupt
-        received = True
         stop.set()
-        log.info("stopping after this iteration; once more stops at once, without saving")
+        if not received:
+            once_more = "; once more stops at once, without saving" if again_at_once else ""
+            log.info("stopping after this iteration%s", once_more)
+        received = True
 
     before = {}
     with contextlib.suppress(ValueError):

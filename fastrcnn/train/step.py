@@ -6,59 +6,91 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.data.loader import Batch, BatchDataset, batches
 from fastrcnn.data.sampling import dropout_seed
 from fastrcnn.errors import FastRCNNError, NotFiniteError
-from fastrcnn.model.fast_rcnn import FastRCNN, rms, scaled_start
-from fastrcnn.model.losses import diagnostics, multi_task_loss
-from fastrcnn.train.hard_examples import hardest_batch
+from fastrcnn.model.fast_rcnn import FastRCNN, Features, rms, scaled_start
+from fastrcnn.model.losses import counts, diagnostics, multi_task_loss
+from fastrcnn.ranks import ALONE, Ranks
+from fastrcnn.train.hard_examples import hardest_batch, learnt_from
 from fastrcnn.train.solver import clip_gradient, gradient_norm, head_first
 
 log = logging.getLogger(__name__)
 
 AFTER_STEP = "a weight or its momentum is no longer finite, after a step"
+MUST_BE_FINITE = ("loss", "loss_cls", "loss_bbox", "gradient_norm")
 START_BATCHES = 4  # batches that must have RoIs; these set the scale of fc6 and fc7 when they start at random
 
 
 def train_step(
-    model: FastRCNN, optimizer: torch.optim.Optimizer, batch: Batch, statistics: TargetStatistics, config: Config
+    model: FastRCNN,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    statistics: TargetStatistics,
+    config: Config,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """One iteration on one batch; returns its losses, gradient norm and diagnostics.
+    """One iteration, of which `batch` is this rank's part; returns its losses, gradient norm and diagnostics, those of
+    all ranks.
 
     Batch and statistics are on the model's device. Raises NotFiniteError when the loss or the gradient is not finite,
     before the weights are touched.
     """
     head_first(model, config.solver, batch.iteration)
-    batch, scores, deltas = outputs(model, batch, statistics, config)
-    targets = statistics.normalise(batch.bbox_targets, batch.labels)
-    losses = multi_task_loss(scores, deltas, batch.labels, targets, config.solver.bbox_loss_weight)
-    loss = losses["loss_cls"] + losses["loss_bbox"]
+    parallel = ranks.parallel(model)
     optimizer.zero_grad()
-    loss.backward()
-    norm = gradient_norm(model)
-    must_be_finite = {"loss": loss, **losses, "gradient_norm": norm}
-    values = _numbers({**must_be_finite, **diagnostics(scores, batch.labels)})
-    bad = [name for name in must_be_finite if not math.isfinite(values[name])]
+    parts = list(batch.parts(config.sampling.images_per_batch))
+    rois = ranks.total(sum(learnt_from(len(boxes), config.sampling) for boxes in batch.rois))
+    sums = []
+    for part in parts:
+        with ranks.adding_up(part is parts[-1]):
+            part, scores, deltas = outputs(model, part, statistics, config, parallel)
+            targets = statistics.normalise(part.bbox_targets, part.labels)
+            losses = multi_task_loss(scores, deltas, part.labels, targets, config.solver.bbox_loss_weight, rois)
+            loss = losses["loss_cls"] + losses["loss_bbox"]
+            (loss * ranks.world).backward()  # ranks take the mean of their gradients
+        sums.append({**losses, **counts(scores, part.labels)})
+    values = _numbers(sums, gradient_norm(model), ranks)
+    if values["rois"] != rois:  # of hard examples so many are known only now
+        _divide_again(model, values, rois)
+    bad = [name for name in MUST_BE_FINITE if not math.isfinite(values[name])]
     if bad:
         raise not_finite(batch, f"{bad[0]} is {values[bad[0]]}")
     clip_gradient(model, config.solver.clip_gradient, values["gradient_norm"])
     optimizer.step()
-    return values
+    return {name: values[name] for name in MUST_BE_FINITE} | diagnostics(values)
 
 
 def outputs(
-    model: FastRCNN, batch: Batch, statistics: TargetStatistics, config: Config
+    model: FastRCNN, batch: Batch, statistics: TargetStatistics, config: Config, parallel: nn.Module | None = None
 ) -> tuple[Batch, Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:
-    """The batch with the RoIs that are learnt from, and their scores and normalised deltas."""
-    features = model.trained_features(_frozen_maps(model, batch))
-    if config.sampling.hard_candidates:
-        batch = hardest_batch(model, features, batch, statistics, config)
-    scores, deltas = model.head(features, batch.rois, batch.scales, dropout_seed(config.seed, batch.iteration))
-    return batch, scores, deltas
+    """The batch with the RoIs that are learnt from, and their scores and normalised deltas; `parallel` is what the
+    model is called through."""
+    chosen = batch
+
+    def hardest(features: Features) -> list[Float[Tensor, "_ 4"]]:
+        nonlocal chosen
+        chosen = hardest_batch(model, features, batch, statistics, config)
+        return chosen.rois
+
+    seeds = [dropout_seed(config.seed, batch.iteration, position) for position in batch.positions]
+    maps, choose = _frozen_maps(model, batch), hardest if config.sampling.hard_candidates else None
+    scores, deltas = (parallel or model)(maps, batch.rois, batch.scales, seeds, choose)
+    return chosen, scores, deltas
+
+
+def _divide_again(model: FastRCNN, values: dict[str, float], rois: int) -> None:
+    """Losses and gradients were divided by so many RoIs; divide them by those that were learnt from."""
+    factor = rois / max(values["rois"], 1)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
+    for name in MUST_BE_FINITE:
+        values[name] *= factor
 
 
 def not_finite(batch: Batch, what: str) -> NotFiniteError:
@@ -71,10 +103,13 @@ def not_finite(batch: Batch, what: str) -> NotFiniteError:
     return error
 
 
-def _numbers(scalars: dict[str, Shaped[Tensor, ""]]) -> dict[str, float]:
-    """Scalars on any device as floats, in one copy: the processor waits for the device once a step."""
-    stacked = torch.stack([scalar.detach().float() for scalar in scalars.values()])
-    return dict(zip(scalars, stacked.tolist(), strict=True))
+def _numbers(parts: Sequence[dict[str, Shaped[Tensor, ""]]], norm: Float[Tensor, ""], ranks: Ranks) -> dict[str, float]:
+    """The sums of scalars over parts and ranks, and the gradient's norm, as floats, in one copy: the processor waits
+    for the device once a step."""
+    stacked = torch.stack([torch.stack([scalar.detach().float() for scalar in part.values()]) for part in parts])
+    numbers = torch.cat((ranks.sum(stacked.sum(dim=0)), norm[None])).tolist()
+    values = dict(zip((*parts[0], "gradient_norm"), numbers, strict=True))
+    return {"loss": values["loss_cls"] + values["loss_bbox"], **values}
 
 
 def _frozen_maps(model: FastRCNN, batch: Batch) -> list[Float[Tensor, "c _ _"]]:

@@ -1,0 +1,196 @@
+"""Runs of several processes, as torchrun starts them; on the CPU, by gloo."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+
+from fastrcnn import config as configs
+from fastrcnn import ranks
+from fastrcnn.errors import FastRCNNError
+from fastrcnn.files import read_tensors
+from fastrcnn.ranks import ALONE, Ranks, joined
+from fastrcnn.train import loop
+from fastrcnn.train.checkpoint import checkpoints
+from fastrcnn.train.loop import train
+
+TRAIN = Path(__file__).resolve().parents[1] / "tools/train.py"
+needs_gloo = pytest.mark.skipif(
+    sys.platform == "win32" or not dist.is_available() or not dist.is_gloo_available(),
+    reason="needs torchrun with gloo, and POSIX signals",
+)
+
+
+def torchrun(count: int, *words: object) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parents[1])}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, *words]
+    return subprocess.Popen(
+        [str(word) for word in command], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def ran(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture
+def accumulated(tree):
+    """20 iterations of two mini-batches of two images, with dropout, momentum, clipping and a step of the rate."""
+    tree["solver"] |= {"accumulate": 2, "max_iterations": 20, "steps": [12]}
+    return tree
+
+
+def config_of(tree, output, **sections):
+    merged = {**tree, "output": str(output)}
+    for name, keys in sections.items():
+        merged[name] = {**tree.get(name, {}), **keys}
+    return configs.from_dict(merged)
+
+
+def difference(a: Path, b: Path) -> float:
+    first, second = read_tensors(a / "model.safetensors")[0], read_tensors(b / "model.safetensors")[0]
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+@pytest.mark.parametrize("sections", [{}, {"sampling": {"rois_per_batch": 16, "hard_candidates": 40}}])
+def test_accumulated_batches_are_one_large_batch(accumulated, tmp_path, sections):
+    several, one = {"sampling": {"rois_per_batch": 32}, **sections}, sections.get("sampling", {})
+    train(config_of(accumulated, tmp_path / "several", **several))
+    rois = 2 * several["sampling"]["rois_per_batch"]
+    large = {"sampling": {**one, "images_per_batch": 4, "rois_per_batch": rois}, "solver": {"accumulate": 1}}
+    train(config_of(accumulated, tmp_path / "one", **large))
+    assert 0 <= difference(tmp_path / "several", tmp_path / "one") < 1e-6
+    accumulated["seed"] = 4
+    train(config_of(accumulated, tmp_path / "other", **several))
+    assert difference(tmp_path / "several", tmp_path / "other") > 1e-3
+
+
+@needs_gloo
+@pytest.mark.parametrize(("mined", "counts"), [(None, (2, 4)), (40, (2,))])
+def test_any_number_of_ranks_gives_the_same_weights(accumulated, tmp_path, mined, counts):
+    """Up to the rounding of sums. With hard examples, fewer RoIs than were asked for are learnt from in some."""
+    accumulated["sampling"]["hard_candidates"] = mined
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(accumulated))
+    train(config_of(accumulated, tmp_path / "1"))
+    for count in counts:
+        said = ran(torchrun(count, TRAIN, file, f"output={tmp_path / str(count)}"))
+        assert said.count("evaluate it with") == 1 and f"on cpu, {count} ranks" in said
+        assert difference(tmp_path / "1", tmp_path / str(count)) < 1e-6
+
+
+@needs_gloo
+def test_a_resumed_run_of_three_ranks_is_the_unbroken_one_bit_for_bit(accumulated, tmp_path):
+    """Sums of three numbers depend on their order; and four images are no multiple of three ranks."""
+    file, whole, broken = tmp_path / "run.yaml", tmp_path / "whole", tmp_path / "broken"
+    file.write_text(yaml.safe_dump(accumulated))
+    ran(torchrun(3, TRAIN, file, f"output={whole}"))
+    ran(torchrun(3, TRAIN, file, f"output={broken}", "solver.max_iterations=13"))
+    ran(torchrun(3, TRAIN, file, f"output={broken}", "--resume"))
+    assert difference(whole, broken) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the process of a rank in /proc")
+@needs_gloo
+def test_a_killed_rank_ends_the_others_and_the_run_resumes_alone(accumulated, tmp_path):
+    file, run = tmp_path / "run.yaml", tmp_path / "run"
+    accumulated["train"]["checkpoint_every"] = 2
+    file.write_text(yaml.safe_dump(accumulated))
+    process = torchrun(2, TRAIN, file, f"output={run}", "solver.max_iterations=100000")
+    end = time.monotonic() + 200
+    while not checkpoints(run) and time.monotonic() < end:
+        time.sleep(0.1)
+    os.kill(rank_below(process.pid, 1), signal.SIGKILL)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode != 0 and output.count("another rank has ended or hangs") == 1
+    done = int(checkpoints(run)[-1].stem.split("_")[1])
+    train(config_of(accumulated, run, solver={"max_iterations": done + 2}), resume=True)
+    assert int(checkpoints(run)[-1].stem.split("_")[1]) == done + 2
+
+
+def rank_below(parent: int, rank: int) -> int:
+    """The process of a rank that torchrun has started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            above = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if above == parent and f"\0RANK={rank}\0" in (folder / "environ").read_text():
+                return int(folder.name)
+        except OSError:  # gone
+            continue
+    raise AssertionError("no such rank")
+
+
+def test_more_ranks_than_images_is_refused_with_what_would_do(accumulated, tmp_path, monkeypatch):
+    accumulated["solver"]["accumulate"] = 1
+    with pytest.raises(FastRCNNError, match=r"3 ranks cannot share 2 images, .* or set solver.accumulate=2"):
+        loop._refuse_too_many(config_of(accumulated, tmp_path), Ranks(0, 3))
+    loop._refuse_too_many(config_of(accumulated, tmp_path), Ranks(0, 2))
+
+
+@pytest.mark.parametrize(("other", "what"), [(("b", "s"), "data"), (("a", "t"), "settings"), (("a", "s"), None)])
+def test_ranks_that_see_other_data_or_settings_say_so(other, what, tree, monkeypatch):
+    three = Ranks(0, 3)
+    monkeypatch.setattr(three, "gather", lambda mine: [("a", "s"), ("a", "s"), other])
+    check = lambda: loop._refuse_other_data(configs.from_dict(tree), "a", three)  # noqa: E731
+    if what is None:
+        check()
+    else:
+        with pytest.raises(FastRCNNError, match=f"^rank 2: has other {what} than rank 0; give all"):
+            check()
+
+
+def test_alone_nothing_is_asked_of_others():
+    values = torch.arange(3.0)
+    assert ALONE.main and ALONE.sum(values) is values and ALONE.total(7) == 7
+    assert (ALONE.any(True), ALONE.any(False), ALONE.gather("x")) == (True, False, ["x"])
+    assert ALONE.share(range(5)) == range(5) and ALONE.parallel(model := torch.nn.Linear(1, 1)) is model
+    assert sorted(i for rank in range(3) for i in Ranks(rank, 3).share(range(8))) == list(range(8))
+
+
+def test_what_torchrun_has_not_set_is_said(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(FastRCNNError, match="WORLD_SIZE=two are not the numbers"), joined("cpu"):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(FastRCNNError, match=r"cannot meet the others at None:None .*--master-port"), joined("cpu"):
+        pass
+
+
+def test_a_port_in_use_is_said(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(FastRCNNError, match="if another program has the port"), joined("cpu"):
+            pass
+
+
+def test_a_rank_without_a_pulse_is_given_up(monkeypatch):
+    """Neither one that beats while it is waited for, nor one that was not looked at for long."""
+    store, clock = dist.HashStore(), [1000.0]
+    monkeypatch.setattr(ranks.time, "monotonic", lambda: clock[0])
+    ours, other = (ranks._Pulse(store, Ranks(rank, 2)) for rank in (0, 1))
+    for beat in range(100):
+        clock[0] += 300 if beat == 50 else 10
+        store.set(other.key, str(beat))
+        ours.check()
+    with pytest.raises(RuntimeError, match="Timed out: no pulse/1"):
+        for _ in range(7):
+            clock[0] += 10
+            ours.check()
+    assert 1000 + 300 + 990 + 50 < clock[0] <= 1000 + 300 + 990 + 70

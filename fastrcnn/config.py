@@ -219,6 +219,15 @@ class DetectionConfig(Section, title="test"):
         return self
 
 
+class CudaConfig(Section, title="cuda"):
+    tf32: bool = False
+    """Float32 convolutions and products with 10 bits of mantissa in place of 23: several times as fast on GPUs from
+    Ampere on, and results that are no longer those of a CPU."""
+    cudnn_benchmark: bool = False
+    """cuDNN tries its ways of convolution for each new size of picture and takes the fastest, not the same in each run:
+    worth it where few sizes come up."""
+
+
 class ExpectedConfig(Section, title="expected"):
     """A row of the paper, which a run of configs/paper/ is to be compared with. Nothing is computed from it."""
 
@@ -250,8 +259,10 @@ class Config(Section):
     """Of all that is random; RNG_SEED of the original."""
     device: Text = "auto"
     """auto: cuda if there is one, else cpu."""
+    cuda: CudaConfig = CudaConfig()
+    """What is faster on a GPU at the price of equal results; without effect on a CPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is for convolutions, fc6 and fc7 only."""
+    """Of convolutions, fc6 and fc7; weights are kept, and all else is computed, in float32."""
     cache_features: bool = False
     """Compute the frozen layers once for each image, flip and scale, and train from disk."""
     feature_cache: PathText = "data/features"

@@ -2,6 +2,7 @@
 
 import torch
 
+from fastrcnn.config import CudaConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.ranks import ALONE, Ranks
 
@@ -37,3 +38,11 @@ def _own_gpu(name: str, ranks: Ranks) -> str:
             f"--nproc-per-node {max(there, 1)}, or device=cpu"
         )
     return f"cuda:{ranks.local_rank}"
+
+
+def set_cuda(config: CudaConfig) -> None:
+    """Put torch's switches, which are global, where the configuration has them; left alone, torch lets convolutions
+    round to TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    torch.backends.cudnn.allow_tf32 = config.tf32
+    torch.backends.cudnn.benchmark = config.cudnn_benchmark

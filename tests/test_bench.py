@@ -76,6 +76,7 @@ def test_detection_and_the_assembly_find_the_same():
     assert {"decode", "scale", "conv", "RoI pool", "fc6", "fc7", "siblings", "NMS", "rest"} == {
         row["stage"] for row in result["stages"]["float32"]
     }
+    assert result["cases"]["float32"]["images a second"] == pytest.approx(1e3 / result["cases"]["float32"]["ms"])
     shares = [row["share"] for row in result["stages"]["float32"]]
     assert sum(shares) == pytest.approx(1)
 
@@ -99,6 +100,7 @@ def test_a_training_step_by_stages():
     result = training.train(rounds=1, small=True)
     stages = {row["stage"]: row for row in result["stages"]["float32"]}
     assert {"frozen conv", "conv", "RoI pool", "fc6", "fc7", "losses", "backward", "SGD"} <= stages.keys()
+    assert result["cases"]["float32"]["images a second"] == pytest.approx(2e3 / result["cases"]["float32"]["ms"])
     assert stages["backward"]["gflop"] > stages["conv"]["gflop"]
     assert result["checks"]["growth over 20 iterations of the tiny network, MB"] < 200
 
@@ -123,11 +125,20 @@ def test_the_tool_prints_json_and_text():
     assert "float32: the same bits: True" in as_text(result)
 
 
+def test_several_words_are_one_report():
+    part = {"cases": {"300 candidates": {"ms": 1.5}}, "checks": {"same": True}}
+    text = as_text({"machine": {"card": "none"}, "parts": {"nms": part, "detect": {**part, "rates": {"float32": 9.0}}}})
+    assert text.splitlines()[:4] == ["card: none", "", "== nms", ""] and text.count("300 candidates: ms 1.5") == 2
+    assert text.index("same: True") < text.index("== detect") < text.index("float32: 9 GFLOP/s")
+
+
 def test_help_needs_no_torch_and_wrong_words_are_refused():
     def bench(*words):
         return subprocess.run([sys.executable, TOOLS / "bench.py", *words], capture_output=True, text=True, check=False)
 
     assert "4096^3" in bench("--help").stdout
+    assert "go" in bench("systems", "--device", "cuda").stderr
+    assert "device: 'cuda:99' cannot be used" in bench("nms", "--device", "cuda:99").stderr
     assert "neither" in bench("train", "model.safetensors").stderr and bench("nms", "--cached").returncode == 1
 
 

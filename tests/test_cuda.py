@@ -36,7 +36,10 @@ NETWORKS = {
     "warp": TINY | {"roi_features": "warp", "warp_size": 64},
 }
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # by deepcopy
-CASES = [*((name, "float32") for name in NETWORKS), *((name, "bfloat16") for name in ("tiny", "skip pooling"))]
+CASES = [
+    *((name, "float32") for name in NETWORKS),
+    *((name, "bfloat16") for name in ("tiny", "skip pooling")),
+]
 
 
 def made_config(network: str, precision: str, **sections: dict) -> Config:

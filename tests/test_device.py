@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from fastrcnn.device import choose_device
+from fastrcnn.config import CudaConfig
+from fastrcnn.device import choose_device, set_cuda
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.ranks import Ranks
 
@@ -35,3 +36,15 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
         choose_device("cuda:0", Ranks(3, 4, 1, 2))
     with pytest.raises(FastRCNNError, match="4 ranks were started on a machine with 2 GPUs; .*--nproc-per-node 2"):
         choose_device("auto", Ranks(3, 4, 3, 4))
+
+
+def test_cuda_rounds_only_where_the_configuration_says_so():
+    """The last leaves torch's switches as every detector does."""
+    for config, expected in (
+        (CudaConfig(tf32=True), [True, True, False]),
+        (CudaConfig(cudnn_benchmark=True), [False, False, True]),
+        (CudaConfig(), [False, False, False]),
+    ):
+        set_cuda(config)
+        cudnn = torch.backends.cudnn
+        assert [torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark] == expected

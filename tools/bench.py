@@ -7,10 +7,12 @@
   bench.py systems                Table 4 of the paper: Fast R-CNN, with SVD, SPPnet and R-CNN, and their parts
   bench.py scale                  start, memory, checks and evaluation at 1,000 and 10,000 made pictures, or --pictures
   bench.py roi_pool | nms | evaluate | proposals | start
+  bench.py --device cuda          detect, train, roi_pool and nms, one after the other, on a GPU; or name one of them
 
 The floor is the arithmetic (multiply-adds of convolutions and fully connected layers, backward of trained layers only)
 at the rate of a 4096^3 matrix product in the same precision. Everything is timed in turns within one run; figures are
-medians. On the CPU only.
+medians. The other words are of the CPU. On a GPU each time is taken once the device has done its work, float32 is
+without TF32, and the memory is what tensors take at the peak beside weights, gradients and momentum.
 """
 
 import json
@@ -19,18 +21,20 @@ from functools import partial
 
 from _common import parser, run
 
+ON_A_GPU = ("detect", "train", "roi_pool", "nms")
 WORDS = ("detect", "train", "systems", "roi_pool", "nms", "evaluate", "proposals", "start", "scale")
 
 
 def main() -> None:
     args = parser(__doc__)
-    args.add_argument("what", choices=WORDS)
+    args.add_argument("what", choices=WORDS, nargs="?", help="default: " + ", ".join(ON_A_GPU))
     args.add_argument("weights", metavar="WEIGHTS", nargs="?", help="detect: a weights file")
     args.add_argument("image", metavar="IMAGE", nargs="?", help="detect: a picture")
     args.add_argument("--cached", action="store_true", help="train: from stored features")
     args.add_argument("--proposals", metavar="N", type=int, help="systems: of the picture (default 2000)")
     args.add_argument("--pictures", metavar="N", type=int, nargs="+", help="scale: how many (default 1000 10000)")
     args.add_argument("--rounds", type=int, default=7, help="turns whose median is given (default 7)")
+    args.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     args.add_argument("--small", action="store_true", help="small sizes, to try this tool")
     args.add_argument("--json", action="store_true", help="print JSON")
     args = args.parse_args()
@@ -45,27 +49,38 @@ def main() -> None:
     if args.pictures is not None and (args.what != "scale" or min(args.pictures) < 2):
         sys.exit("error: --pictures N goes with scale, and is at least 2")
 
+    if args.device != "cpu" and (args.cached or args.what not in (None, *ON_A_GPU)):
+        sys.exit(f"error: --device goes with {', '.join(ON_A_GPU)}; the others measure the CPU")
+
+    from fastrcnn.config import CudaConfig
+    from fastrcnn.device import choose_device, set_cuda
+
     from bench import detection, parts, scale, systems, training
     from bench.report import as_text, machine
 
+    device = choose_device(args.device)
+    set_cuda(CudaConfig())
     if args.weights:
-        result = detection.own(args.weights, args.image, args.rounds)
+        result = detection.own(args.weights, args.image, args.rounds, device)
     elif args.cached:
         result = training.cached(args.rounds, args.small)
     else:
         work = {
-            "detect": detection.detect,
-            "train": training.train,
+            "detect": partial(detection.detect, device=device),
+            "train": partial(training.train, device=device),
             "systems": partial(systems.systems, proposals=args.proposals or 2000),
-            "roi_pool": parts.pooling,
-            "nms": parts.suppression,
+            "roi_pool": partial(parts.pooling, device=device),
+            "nms": partial(parts.suppression, device=device),
             "evaluate": parts.evaluation,
             "proposals": parts.proposals,
             "start": parts.start,
             "scale": lambda _, small: scale.scale(args.pictures or ([20] if small else [1000, 10_000])),
         }
-        result = work[args.what](args.rounds, args.small)
-    result = {"machine": machine(), **result}
+        if args.what is None:
+            result = {"parts": {what: work[what](args.rounds, args.small) for what in ON_A_GPU}}
+        else:
+            result = work[args.what](args.rounds, args.small)
+    result = {"machine": machine(device), **result}
     print(json.dumps(result, indent=1) if args.json else as_text(result))
 
 

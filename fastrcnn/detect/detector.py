@@ -25,11 +25,12 @@ from fastrcnn.detect.ahead import Ready, ahead, make_ready
 from fastrcnn.detect.nms import best_of_each_class, select_detections
 from fastrcnn.detect.views import Look, Rows, look_at
 from fastrcnn.detections import Detections
+from fastrcnn.device import set_cuda
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import prepare_image
 from fastrcnn.inputs import Picture, as_pixels, as_rois
 from fastrcnn.model.backbones import without_batch_norm
-from fastrcnn.model.fast_rcnn import FastRCNN, Features
+from fastrcnn.model.fast_rcnn import REDUCED, FastRCNN, Features
 from fastrcnn.model.roi_features import bins_first, unique_rois
 from fastrcnn.model.score_thresholds import ScoreThresholds
 from fastrcnn.model.weights import load_model
@@ -47,7 +48,7 @@ def detection_settings(config: Config) -> dict[str, Any]:
     ['dog', 'cat', 'horse']
     """
     tree = configs.to_dict(config)
-    return {name: tree[name] for name in ("image", "proposals", "test", "precision", "classes")}
+    return {name: tree[name] for name in ("image", "proposals", "test", "precision", "cuda", "classes")}
 
 
 class Detector:
@@ -69,6 +70,7 @@ class Detector:
             raise FastRCNNError(
                 f"the configuration has {len(config.classes)} classes, the model {model.num_classes - 1}; give its own"
             )
+        set_cuda(config.cuda)
         self.config, self.device = config, device
         self.score_thresholds = model.score_thresholds
         self.model = _copied(model, device)
@@ -312,11 +314,11 @@ def load_detector(config: Config, weights: str | Path, device: torch.device) -> 
 
 def _copied(model: FastRCNN, device: torch.device) -> FastRCNN:
     """The model with weights of its own, each copied straight to what a detector needs."""
-    reduced = ("backbone", "merge", "conv5", "fc6", "fc7") if model.precision == "bfloat16" else ()
+    reduced = ("backbone", "merge", "conv5", "fc6", "fc7") if model.precision in REDUCED else ()
     model = without_batch_norm(model)
     copies: dict[int, Any] = {}
     for name, weight in model.named_parameters():
-        dtype = torch.bfloat16 if name.partition(".")[0] in reduced else weight.dtype
+        dtype = model.feature_type if name.partition(".")[0] in reduced else weight.dtype
         copy = weight.detach().to(device, dtype, copy=True)
         if name in ("fc6.weight", "fc6.V.weight"):
             copy = bins_first(copy, model.config.bins_per_roi)

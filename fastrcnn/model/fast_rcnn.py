@@ -24,6 +24,7 @@ from fastrcnn.model.score_thresholds import ScoreThresholds
 from fastrcnn.model.skip_pooling import Merge, pooled_ends
 from fastrcnn.model.warp import CROPS_PER_CHUNK, context_windows, warp
 
+REDUCED = {"bfloat16": torch.bfloat16}
 Features = list[list[Float[Tensor, "_ _ _"]]]  # for each layer that RoIs are pooled from, the map of each image
 
 
@@ -105,11 +106,10 @@ class FastRCNN(nn.Module):
     @property
     def feature_type(self) -> torch.dtype:
         """Of the frozen layers' output."""
-        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        return REDUCED.get(self.precision, torch.float32)
 
     def _reduced_precision(self) -> contextlib.AbstractContextManager:
-        enabled = self.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+        return torch.autocast(self.device.type, REDUCED.get(self.precision), enabled=self.precision in REDUCED)
 
     def frozen_features(self, image: Float[Tensor, "3 H W"]) -> Float[Tensor, "c _ _"]:
         """The layers that never change: a normalised image -> their output, without gradient.

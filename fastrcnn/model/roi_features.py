@@ -81,7 +81,7 @@ def roi_pool(
     """Differentiable max pooling, for training, of each image's RoIs, given as cells, from its map.
 
     R is the sum of all images' RoIs, in the order of the images, whose maps may differ in size. `sizes` are the bins on
-    a side: [P] gives [R, C, P, P], a pyramid [R, C, B], level by level. bfloat16 maps are pooled, and their gradients
+    a side: [P] gives [R, C, P, P], a pyramid [R, C, B], level by level. Maps of 16 bits are pooled, and their gradients
     added up, in float32.
     """
     rows = []
@@ -141,7 +141,7 @@ class RoIFeatures:
         """The values of `pool` without a gradient, chunk by chunk: yields [r, B * C], r <= ROIS_PER_CHUNK.
 
         Rows are bins first, channels last: multiply them by `bins_first(fc6.weight)`. They have the map's dtype, for a
-        maximum of bfloat16 numbers is one of them, and **hold only until the next chunk is asked for**: the buffer is
+        maximum of some numbers is one of them, and **hold only until the next chunk is asked for**: the buffer is
         used again, since fresh memory for all RoIs costs more than the pooling. Maps must be finite. An image without
         RoIs yields one chunk of no rows. `each` is applied to bins before they are copied to the RoIs that share them.
         """

@@ -20,7 +20,7 @@ from fastrcnn.data.checks import files_in_both
 from fastrcnn.data.image_set import ImageSet, open_data
 from fastrcnn.data.loader import Batch, BatchDataset, batches
 from fastrcnn.data.survey import Survey
-from fastrcnn.device import choose_device
+from fastrcnn.device import choose_device, set_cuda
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import lock, remove_leftovers
 from fastrcnn.model.fast_rcnn import FastRCNN
@@ -136,6 +136,7 @@ def prepare(
     `problems` takes what data.on_bad_box changed or left out.
     """
     folder, device = Path(config.output), choose_device(config.device, ranks)
+    set_cuda(config.cuda)
     if not resume and (lacking := what_to_fetch(config)):  # before data is read, or even fetched
         raise FastRCNNError(lacking)
     with ranks.one_first():

@@ -51,8 +51,8 @@ class RoIPool(nn.Module):
 class Assembly(GeneralizedRCNN):
     """Call `detect` with a resized image, or the module itself, in training mode, with images and targets."""
 
-    def __init__(self, model: FastRCNN, config: Config):
-        model = copy.deepcopy(model)
+    def __init__(self, model: FastRCNN, config: Config, device: torch.device):
+        model = copy.deepcopy(model).to(device)
         backbone = model.backbone.to(memory_format=torch.contiguous_format)
         head, predictor = TwoMLPHead(1, 1), FastRCNNPredictor(1, 1)
         head.fc6, head.fc7 = model.fc6, model.fc7
@@ -73,10 +73,11 @@ class Assembly(GeneralizedRCNN):
             detections_per_img=config.test.max_detections,
         )
         super().__init__(backbone, GivenProposals(), heads, ResizedImages())
+        self.device = device
 
     def place(self, proposals: list[Tensor], scale: float) -> None:
         """The proposals [P, 4] (image pixels, half open) of the images to come, and scaled pixels per image pixel."""
-        self.rpn.proposals = [boxes * scale for boxes in proposals]
+        self.rpn.proposals = [boxes.to(self.device) * scale for boxes in proposals]
         self.roi_heads.box_roi_pool.scale = scale
 
     def detect(self, image: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,7 +25,7 @@ from fastrcnn.train import step
 from fastrcnn.train.feature_cache import FeatureCache
 from fastrcnn.train.solver import make_optimizer
 
-from bench.timing import Stages
+from bench.timing import CPU, Stages
 
 WIDTH, HEIGHT, PROPOSALS = 500, 375, 2000
 
@@ -121,17 +121,17 @@ def calibrate(model: FastRCNN, config: Config, path: Path, proposals: np.ndarray
 class Training:
     """What train() sets up before its first iteration, on two made pictures."""
 
-    def __init__(self, folder: Path, config: Config):
+    def __init__(self, folder: Path, config: Config, device: torch.device = CPU):
         self.config, self.folder = config, folder
         proposals = distinct_proposals()
         objects = [(box, number, False) for number, box in enumerate(proposals[:4], start=1)]
         self.records = [make_record(str(i), picture(folder, i), WIDTH, HEIGHT, objects, None) for i in (1, 2)]
-        self.model = build(config).train()
+        self.model = build(config).to(device).train()
         self.optimizer = make_optimizer(self.model, config.solver)
         for group in self.optimizer.param_groups:
             group["lr"] = 1e-6  # the same work each time
         classes = self.model.num_classes
-        self.statistics = TargetStatistics(torch.zeros(classes, 4), torch.ones(classes, 4))
+        self.statistics = TargetStatistics(torch.zeros(classes, 4), torch.ones(classes, 4)).to(device)
         pixels = self.model.normalisation
         self.dataset = BatchDataset(
             ImageSet(self.records, {"1": proposals, "2": proposals}), config, pixels.mean, pixels.std

@@ -24,15 +24,15 @@ from fastrcnn.proposals.make import make_proposals
 
 from bench.made import HEIGHT, WIDTH, distinct_proposals, picture
 from bench.memory import peak, save_made_network
-from bench.timing import medians
+from bench.timing import CPU, medians
 
 TOOLS = Path(__file__).resolve().parent.parent
 
 
-def pooling(rounds: int, small: bool) -> dict[str, Any]:
+def pooling(rounds: int, small: bool, device: torch.device = CPU) -> dict[str, Any]:
     channels = 32 if small else 512
-    feature = torch.randn(channels, 38, 50).relu().permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    rois = project(torch.from_numpy(distinct_proposals()), 600 / HEIGHT)
+    feature = torch.randn(channels, 38, 50, device=device).relu().permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    rois = project(torch.from_numpy(distinct_proposals()).to(device), 600 / HEIGHT)
     maps = {"float32": feature, "bfloat16": feature.bfloat16()}
     layer = RoIFeatures(ModelConfig(), stride=16, offset=7.5)
     default = {name: m.float()[None].contiguous() for name, m in maps.items()}
@@ -60,7 +60,7 @@ def pooling(rounds: int, small: bool) -> dict[str, Any]:
     return {"cases": figures, "checks": checks}
 
 
-def suppression(rounds: int, small: bool) -> dict[str, Any]:
+def suppression(rounds: int, small: bool, device: torch.device = CPU) -> dict[str, Any]:
     def loop(scores: Tensor, boxes: Tensor) -> int:
         """A class at a time, as ports do."""
         kept = []
@@ -77,6 +77,7 @@ def suppression(rounds: int, small: bool) -> dict[str, Any]:
         scores = torch.rand(len(proposals), 21, generator=noise)
         scores *= 0.05 / scores.flatten().sort(descending=True).values[wanted * 21 // 20]
         boxes = proposals[:, None] + 5 * torch.randn(len(proposals), 21, 4, generator=noise)
+        scores, boxes = scores.to(device), boxes.to(device)
         cases[f"{wanted} candidates"] = partial(select_detections, scores, boxes, 0.05, 0.3, 100)
         cases[f"{wanted} candidates, a class at a time"] = partial(loop, scores, boxes)
     seconds = medians(rounds, cases)

@@ -5,13 +5,18 @@ from pathlib import Path
 from typing import Any
 
 
-def machine() -> dict[str, Any]:
+def machine(device: Any) -> dict[str, Any]:
     import torch
     import torchvision
 
     about = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in about if line.startswith("model name")]
+    card: dict[str, Any] = {}
+    if device.type == "cuda":
+        version = torch.backends.cudnn.version()
+        card = {"card": torch.cuda.get_device_name(device), "cuda": torch.version.cuda, "cudnn": version}
     return {
+        **card,
         "processor": names[0] if names else platform.processor(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -23,6 +28,12 @@ def machine() -> dict[str, Any]:
 
 def as_text(result: dict[str, Any]) -> str:
     lines = [f"{name}: {value}" for name, value in result["machine"].items()]
+    parts = result.get("parts", {"": result})
+    return "\n".join(lines + [f"\n{what and f'== {what}'}\n{_of_part(part)}".rstrip() for what, part in parts.items()])
+
+
+def _of_part(result: dict[str, Any]) -> str:
+    lines = []
     for name, rate in result.get("rates", {}).items():
         lines.append(f"rate of a matrix product, {name}: {rate:.0f} GFLOP/s")
     for name, values in result["cases"].items():

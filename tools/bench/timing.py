@@ -14,6 +14,13 @@ from tqdm import trange
 
 PRECISIONS = ("float32", "bfloat16")
 ASSEMBLY = "assembly, float32"
+CPU = torch.device("cpu")
+
+
+def wait() -> None:
+    """Until a GPU has done what it was given: else only the giving would be timed."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def medians(rounds: int, cases: Mapping[str, Callable[[], object]]) -> dict[str, float]:
@@ -21,18 +28,20 @@ def medians(rounds: int, cases: Mapping[str, Callable[[], object]]) -> dict[str,
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in trange(rounds + 1, desc="timing", unit="turn", disable=None):
         for name, case in cases.items():
+            wait()
             started = time.perf_counter()
             case()
+            wait()
             if turn:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def products(size: int) -> dict[str, Callable[[], object]]:
-    """Square matrix products in both precisions: what the machine can do."""
+def products(size: int, device: torch.device) -> dict[str, Callable[[], object]]:
+    """Square matrix products in both precisions: what the device can do."""
     cases: dict[str, Callable[[], object]] = {}
     for name in PRECISIONS:
-        a, b = (torch.randn(size, size, dtype=getattr(torch, name)) for _ in range(2))
+        a, b = (torch.randn(size, size, dtype=getattr(torch, name), device=device) for _ in range(2))
         cases[f"product {name}"] = partial(torch.matmul, a, b)
     return cases
 
@@ -70,9 +79,11 @@ class Stages:
         started: list[float] = []
 
         def before(*_: object) -> None:
+            wait()
             started.append(time.perf_counter())
 
         def after(*_: object) -> None:
+            wait()
             self.seconds[stage] += time.perf_counter() - started.pop()
 
         def count(layer: Any, inputs: tuple, output: Any) -> None:
@@ -88,8 +99,10 @@ class Stages:
 
     @contextlib.contextmanager
     def timing(self, stage: str) -> Iterator[None]:
+        wait()
         started = time.perf_counter()
         yield
+        wait()
         self.seconds[stage] += time.perf_counter() - started
 
     def close(self) -> None:
@@ -104,6 +117,7 @@ class Case:
     work: Callable[[], object]
     install: Callable[[Stages], None]
     precision: str
+    images: int = 1  # in each call
 
 
 def staged(rounds: int, case: Case, rate: float) -> dict[str, Any]:
@@ -134,23 +148,43 @@ def _row(stage: str, seconds: float, whole: float, gflop: float, rate: float) ->
     return {"stage": stage, "ms": 1e3 * seconds, "share": seconds / whole, "gflop": gflop, **ratio}
 
 
+def memory_of(work: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """The most that tensors take on a GPU while work is done, beside those that lie there before: all weights, and in
+    training their gradients and momentum."""
+    if device.type != "cuda":
+        return {}
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    wait()
+    return {"GB at work": (torch.cuda.max_memory_allocated(device) - before) / 1e9}
+
+
 def measured(
-    rounds: int, size: int, cases: Mapping[str, Case], others: Mapping[str, Callable[[], object]]
+    rounds: int,
+    size: int,
+    cases: Mapping[str, Case],
+    others: Mapping[str, Callable[[], object]],
+    device: torch.device = CPU,
 ) -> dict[str, Any]:
     """All timed in turns: rates of products [size, size], each case with its stages, and `others` beside them.
 
     How many times as fast a case is as the assembly is said where `others` has that.
     """
-    seconds = medians(rounds, {**{name: one.work for name, one in cases.items()}, **others, **products(size)})
+    every = {**{name: one.work for name, one in cases.items()}, **others}
+    seconds = medians(rounds, {**every, **products(size, device)})
     rate = {name: 2e-9 * size**3 / seconds[f"product {name}"] for name in PRECISIONS}  # GFLOP a second
     result: dict[str, Any] = {"rates": rate, "cases": {}, "stages": {}}
     for name, one in cases.items():
         parts = staged(max(rounds // 2, 1), one, rate[one.precision])
         floor = parts["gflop"] / rate[one.precision]
-        figures = {"ms": 1e3 * seconds[name], "gflop": parts["gflop"], "floor ms": 1e3 * floor}
+        figures = {"ms": 1e3 * seconds[name], "images a second": one.images / seconds[name]}
+        figures |= {"gflop": parts["gflop"], "floor ms": 1e3 * floor}
         figures["floor / measured"] = floor / seconds[name]
         if ASSEMBLY in others:
             figures["times as fast as the assembly"] = seconds[ASSEMBLY] / seconds[name]
         result["cases"][name], result["stages"][name] = figures, parts["stages"]
     result["cases"] |= {name: {"ms": 1e3 * seconds[name]} for name in others}
+    for name, work in every.items():
+        result["cases"][name] |= memory_of(work, device)
     return result

@@ -10,20 +10,21 @@ import torch
 from bench.assembly import Assembly
 from bench.made import Training, made_config
 from bench.memory import memory_of_training, peak
-from bench.timing import ASSEMBLY, Case, measured
+from bench.timing import ASSEMBLY, CPU, Case, measured
 
 
-def train(rounds: int, small: bool) -> dict[str, Any]:
+def train(rounds: int, small: bool, device: torch.device = CPU) -> dict[str, Any]:
     size = 256 if small else 4096
     with tempfile.TemporaryDirectory() as folder:
-        runs = {name: Training(Path(folder), made_config(small, name)) for name in ("float32", "bfloat16")}
-        batch = runs["float32"].batch(0)
-        assembly = Assembly(runs["float32"].model, runs["float32"].config).train()
+        runs = {name: Training(Path(folder), made_config(small, name), device) for name in ("float32", "bfloat16")}
+        batch = runs["float32"].batch(0).to(device)
+        assembly = Assembly(runs["float32"].model, runs["float32"].config, device).train()
         optimizer = torch.optim.SGD([p for p in assembly.parameters() if p.requires_grad], 1e-6, 0.9, weight_decay=5e-4)
         assembly.place(batch.rois, batch.scales[0])
         images = [image.contiguous() for image in batch.images]
         targets = [
-            {"boxes": rois[:4] * batch.scales[0], "labels": torch.ones(4, dtype=torch.int64)} for rois in batch.rois
+            {"boxes": rois[:4] * batch.scales[0], "labels": torch.ones(4, dtype=torch.int64, device=device)}
+            for rois in batch.rois
         ]
 
         def assembly_step() -> None:
@@ -32,9 +33,11 @@ def train(rounds: int, small: bool) -> dict[str, Any]:
             sum(losses.values()).backward()
             optimizer.step()
 
-        cases = {name: Case(partial(t.step, batch), t.stages, name) for name, t in runs.items()}
-        result = measured(rounds, size, cases, {ASSEMBLY: assembly_step})
+        cases = {name: Case(partial(t.step, batch), t.stages, name, len(batch.ids)) for name, t in runs.items()}
+        result = measured(rounds, size, cases, {ASSEMBLY: assembly_step}, device)
         loading = runs["float32"].loading()
+        if device.type != "cpu":
+            return {**result, "checks": {"loader, CPU ms a batch": 1e3 * loading}}
         step = torch.get_num_threads() * result["cases"]["bfloat16"]["ms"] / 1e3
         steps, tiny_steps = (3, 20) if small else (20, 300)
         highest, growth = peak(memory_of_training, small, steps)

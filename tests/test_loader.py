@@ -1,3 +1,4 @@
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -6,6 +7,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from test_proposals import stored
 from fastrcnn import boxes as box_ops
 from fastrcnn import config as configs
 from fastrcnn.data.image_set import open_data
-from fastrcnn.data.loader import BatchDataset, batches
+from fastrcnn.data.loader import BatchDataset, batches, on_device
 from fastrcnn.data.sampling import plan_batch
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import read_image
@@ -157,3 +159,55 @@ iterator = iter(DataLoader(range(4), num_workers=1))
 assert signal.getsignal(signal.SIGCHLD) != before
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Streams:
+    """Of torch.cuda, writing down what is asked of them."""
+
+    def __init__(self, monkeypatch):
+        self.log, self.current = [], "work"
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self)
+        monkeypatch.setattr(torch.cuda, "stream", self.on_copying)
+
+    @contextlib.contextmanager
+    def on_copying(self, stream):
+        self.current = "copying"
+        yield
+        self.current = "work"
+
+    def record_event(self):
+        return self.log[-1].split()[-1]
+
+    def wait_event(self, event):
+        self.log.append(f"{self.current} waits for {event}")
+
+    def batch(self, number):
+        def to(device):
+            self.log.append(f"{self.current} copies {number}")
+            return SimpleNamespace(record_stream=lambda stream: self.log.append(f"{self.current} uses {number}"))
+
+        return SimpleNamespace(to=to)
+
+
+def test_the_next_batch_is_copied_before_this_one_is_worked_on(monkeypatch, unchecked):
+    streams = Streams(monkeypatch)
+
+    def loaded():
+        yield from map(streams.batch, range(2))
+        raise FastRCNNError("the third cannot be read")
+
+    on_gpu = on_device(loaded(), torch.device("cuda"))
+    next(on_gpu)
+    assert streams.log == ["copying copies 0", "copying copies 1", "work waits for 0", "work uses 0"]
+    next(on_gpu)
+    assert streams.log[4:] == ["work waits for 1", "work uses 1"]  # the error waits for its turn
+    with pytest.raises(FastRCNNError, match="third"):
+        next(on_gpu)
+
+
+def test_without_a_gpu_a_batch_is_read_when_its_turn_comes():
+    read = []
+    batches = on_device((read.append(i) or SimpleNamespace(to=lambda _, i=i: i) for i in range(3)), torch.device("cpu"))
+    assert next(batches) == 0 and read == [0]
+    assert list(batches) == [1, 2]

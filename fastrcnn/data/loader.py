@@ -55,6 +55,15 @@ class Batch:
             lists = {name: getattr(self, name)[own] for name in ("positions", "images", "maps", "scales", "rois")}
             yield replace(self, labels=self.labels[of_these], bbox_targets=self.bbox_targets[of_these], **lists)
 
+    def record_stream(self, stream: torch.cuda.Stream) -> "Batch":
+        """The same batch, whose memory on the GPU is not given away before the work of this stream on it is done."""
+
+        def record(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        return self._each(record)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         images, maps, rois = ([change(t) for t in tensors] for tensors in (self.images, self.maps, self.rois))
         labels, targets = change(self.labels), change(self.bbox_targets)
@@ -145,6 +154,39 @@ def batches(dataset: BatchDataset, start: int, stop: int, workers: int, pin_memo
         if isinstance(batch, FastRCNNError):
             raise batch
         yield batch
+
+
+def on_device(loaded: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on a device; on a GPU, the next one's copies run while this one is worked on.
+
+    They are on a stream of their own, and pinned memory does not hold up the processor (it stays until they are done:
+    torch sees to that). The stream of work waits for the event that ends its own batch's copies, not for later ones;
+    and as the batch's memory belongs to the other stream, torch must be told that work uses it. What is wrong with the
+    next batch is raised once this one has had its turn.
+    """
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in loaded)
+        return
+    copying = torch.cuda.Stream(device)
+
+    def start() -> tuple[Batch, torch.cuda.Event] | FastRCNNError | None:
+        try:
+            batch = next(loaded, None)
+        except FastRCNNError as e:
+            return e
+        if batch is None:
+            return None
+        with torch.cuda.stream(copying):
+            return batch.to(device), copying.record_event()
+
+    following = start()
+    while following is not None:
+        if isinstance(following, FastRCNNError):
+            raise following
+        (batch, copied), following = following, start()
+        working = torch.cuda.current_stream(device)
+        working.wait_event(copied)
+        yield batch.record_stream(working)
 
 
 def _alive(loader: DataLoader, workers: int) -> Iterator[Batch | FastRCNNError]:

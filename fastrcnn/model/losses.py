@@ -1,6 +1,6 @@
 """The multi-task loss (section 2.3, equations 1 to 3).
 
-Shapes: R RoIs in the batch, K classes with background.
+Shapes: R RoIs in the batch, K classes with background, K4 = 4 * K.
 """
 
 import torch
@@ -25,9 +25,7 @@ def multi_task_loss(
     """
     rois = max(len(labels) if rois is None else rois, 1)
     loss_cls = F.cross_entropy(scores, labels, reduction="sum") / rois
-    foreground = labels.nonzero().squeeze(1)
-    predicted = deltas.unflatten(1, (-1, 4))[foreground, labels[foreground]]
-    loss_bbox = F.smooth_l1_loss(predicted, bbox_targets[foreground], reduction="sum", beta=1.0) / rois
+    loss_bbox = _box_losses(deltas, labels, bbox_targets).sum() / rois
     return {"loss_cls": loss_cls, "loss_bbox": bbox_loss_weight * loss_bbox}
 
 
@@ -40,12 +38,17 @@ def roi_losses(
     bbox_loss_weight: float,
 ) -> Float[Tensor, "R"]:
     """What each RoI adds to the sum of both losses of multi_task_loss, before it is divided by R."""
-    loss = F.cross_entropy(scores, labels, reduction="none")
-    foreground = labels.nonzero().squeeze(1)
-    predicted = deltas.unflatten(1, (-1, 4))[foreground, labels[foreground]]
-    boxes = F.smooth_l1_loss(predicted, bbox_targets[foreground], reduction="none", beta=1.0)
-    loss[foreground] += bbox_loss_weight * boxes.sum(dim=1)
-    return loss
+    boxes = _box_losses(deltas, labels, bbox_targets).sum(dim=1)
+    return F.cross_entropy(scores, labels, reduction="none") + bbox_loss_weight * boxes
+
+
+def _box_losses(
+    deltas: Float[Tensor, "R K4"], labels: Int64[Tensor, "R"], bbox_targets: Float[Tensor, "R 4"]
+) -> Float[Tensor, "R 4"]:
+    """Smooth L1 of the true class's box, 0 for background. Of all rows: to pick out those of foreground, the processor
+    would have to wait until a GPU says how many they are."""
+    predicted = deltas.unflatten(1, (-1, 4)).take_along_dim(labels[:, None, None], dim=1).squeeze(1)
+    return F.smooth_l1_loss(predicted, bbox_targets, reduction="none", beta=1.0).where(labels[:, None] > 0, 0.0)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from fastrcnn.config import Config, to_dict
 from fastrcnn.data.check_labels import label_findings
 from fastrcnn.data.checks import files_in_both
 from fastrcnn.data.image_set import ImageSet, open_data
-from fastrcnn.data.loader import Batch, BatchDataset, batches
+from fastrcnn.data.loader import Batch, BatchDataset, batches, on_device
 from fastrcnn.data.survey import Survey
 from fastrcnn.device import choose_device, set_cuda
 from fastrcnn.errors import FastRCNNError
@@ -209,9 +209,16 @@ def iterate(run: Run, validation: Validation | None, stop: Stop) -> None:
     """All iterations that are left. Raises KeyboardInterrupt, with a checkpoint saved, once `stop` is set on a rank."""
     config, ranks, first, last = run.config, run.ranks, run.first, run.config.solver.max_iterations
     device, every = run.model.device, config.train.eval_every if run.evaluates else None
-    loader = batches(run.dataset, first, last, config.data.workers, pin_memory=device.type == "cuda")
+    loaded = batches(run.dataset, first, last, config.data.workers, pin_memory=device.type == "cuda")
     bar = tqdm(
-        loader, "training", last, initial=first, unit="it", mininterval=1, dynamic_ncols=True, disable=not ranks.main
+        on_device(loaded, device),
+        "training",
+        last,
+        initial=first,
+        unit="it",
+        mininterval=1,
+        dynamic_ncols=True,
+        disable=not ranks.main,
     )
     with logging_redirect_tqdm(), contextlib.closing(bar), contextlib.ExitStack() as open_files:
         progress = open_files.enter_context(contextlib.closing(Progress(run, validation, bar))) if ranks.main else None
@@ -220,7 +227,7 @@ def iterate(run: Run, validation: Validation | None, stop: Stop) -> None:
         for batch in bar:
             if batch.iteration == first:
                 ranks.wait()  # the first batch takes some ranks longer than others
-            rate, values = one_iteration(run, batch.to(device))
+            rate, values = one_iteration(run, batch)
             done = batch.iteration + 1
             due, stopping = every is not None and done % every == 0, ranks.any(stop.is_set())
             save_now = due or stopping or done % config.train.checkpoint_every == 0 or done == last

@@ -42,7 +42,7 @@ def load(weights: "str | Path", device: str = "auto", precision: str | None = No
     On Linux, set the environment variable THP_MEM_ALLOC_ENABLE=1 before torch is imported, as the tools do: large
     tensors then lie in huge pages, and convolutions take 8 % less time.
 
-    `precision` (float32 or bfloat16) overrides the one of training. Raises FastRCNNError for a file that is
+    `precision` (float32, bfloat16 or float16) overrides the one of training. Raises FastRCNNError for a file that is
     not whole or not a weights file, and a device that is not there.
     """
     from fastrcnn.detect.detector import Detector

@@ -261,8 +261,10 @@ class Config(Section):
     """auto: cuda if there is one, else cpu."""
     cuda: CudaConfig = CudaConfig()
     """What is faster on a GPU at the price of equal results; without effect on a CPU."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of convolutions, fc6 and fc7; weights are kept, and all else is computed, in float32."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of convolutions, fc6 and fc7; weights are kept, and all else is computed, in float32. float16 is for GPUs that
+    lack bfloat16 (before Ampere), and slow on a CPU. Training then scales the loss so that small gradients are not
+    lost, halves the scale and leaves out the step when one overflows, and doubles it after 2,000 good steps."""
     cache_features: bool = False
     """Compute the frozen layers once for each image, flip and scale, and train from disk."""
     feature_cache: PathText = "data/features"

@@ -13,7 +13,7 @@ from fastrcnn.config import Config
 from fastrcnn.data.loader import Batch
 from fastrcnn.detect.detector import Detector
 from fastrcnn.model.fast_rcnn import FastRCNN, factors
-from fastrcnn.train.solver import make_optimizer
+from fastrcnn.train.solver import make_optimizer, make_scaler
 from fastrcnn.train.step import train_step
 
 K = 4
@@ -39,6 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of Fa
 CASES = [
     *((name, "float32") for name in NETWORKS),
     *((name, "bfloat16") for name in ("tiny", "skip pooling")),
+    ("tiny", "float16"),
 ]
 
 
@@ -72,7 +73,8 @@ def step(config: Config, batch: Batch, device: torch.device = CUDA) -> FastRCNN:
     """train_step; `device` is that of the targets' statistics."""
     model = made_model(config, CUDA).train()
     statistics = TargetStatistics(*torch.empty(2, K, 4, device=device))
-    train_step(model, make_optimizer(model, config.solver), batch, statistics, config)
+    optimizer, scaler = make_optimizer(model, config.solver), make_scaler(model)
+    train_step(model, optimizer, batch, statistics, config, scaler=scaler)
     return model
 
 

@@ -77,7 +77,7 @@ def test_other_features_of_rois_are_detected_by_as_trained_by(tree, kind, precis
     )
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_detector_leaves_the_model_as_it_is(saved, precision):
     """Two detectors on one model find the same, the model computes as before, and changing it changes no detector."""
     model, config = load_model(saved[2], precision)

@@ -87,6 +87,14 @@ def test_resume_is_exact_with_other_features_of_rois(tree, tmp_path, kind):
     assert same_weights(unbroken, train(config_of(tree, tmp_path / "b", max_iterations=4), resume=True))
 
 
+def test_resume_is_exact_in_float16(tree, tmp_path):
+    """The head alone learns, as float16 convolutions are slow on a CPU."""
+    tree |= {"precision": "float16", "model": {**tree["model"], "freeze_up_to": "conv3_2"}}
+    unbroken = train(config_of(tree, tmp_path / "a", max_iterations=4))
+    train(config_of(tree, tmp_path / "b", max_iterations=2))
+    assert same_weights(unbroken, train(config_of(tree, tmp_path / "b", max_iterations=4), resume=True))
+
+
 @pytest.mark.parametrize("stop", [2, 4])
 def test_resume_is_exact_with_the_head_first_and_a_falling_rate(tree, tmp_path, stop):
     """Stopped inside the head's iterations (3), and after them."""

@@ -37,7 +37,7 @@ def main() -> None:
         help="also write what scores at least S as labels, to be corrected in a labelling tool; JSON is always written",
     )
     p.add_argument("--device", default="auto")
-    p.add_argument("--precision", choices=("float32", "bfloat16"), help="default: the one of training")
+    p.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="default: the one of training")
     args = p.parse_args()
 
     import fastrcnn

@@ -77,7 +77,7 @@ class Detector:
 
     @property
     def precision(self) -> str:
-        """float32 or bfloat16."""
+        """float32, bfloat16 or float16."""
         return self.model.precision
 
     @overload

@@ -5,7 +5,7 @@ A batch and a dropout mask follow from (seed, iteration), so there are no random
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Checkpoint:
     normalisation: Normalisation
     config: dict[str, Any]  # as config.to_dict gives it
     data: str  # digest of what training read
+    scaler: dict[str, float] = field(default_factory=dict)  # of the loss, as GradScaler.state_dict; empty without one
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -44,6 +45,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "iteration": checkpoint.iteration,
         "config": checkpoint.config,
         "data": checkpoint.data,
+        **({"scaler": checkpoint.scaler} if checkpoint.scaler else {}),
         "normalisation": [list(checkpoint.normalisation.mean), list(checkpoint.normalisation.std)],
     }
     write_tensors(path, tensors, {**metadata, "checksum": _checksum(tensors, metadata)})
@@ -68,9 +70,11 @@ def unpack(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> 
         statistics = TargetStatistics(tensors["statistics.mean"], tensors["statistics.deviation"])
         mean, std = ((float(r), float(g), float(b)) for r, g, b in metadata["normalisation"])
         iteration, config, data = int(metadata["iteration"]), metadata["config"], metadata["data"]
+        scaler = dict(metadata.get("scaler", {}))
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise FastRCNNError(f"{path}: is damaged: {e!r}") from None
-    return Checkpoint(iteration, part("model."), part("momentum."), statistics, Normalisation(mean, std), config, data)
+    normalisation = Normalisation(mean, std)
+    return Checkpoint(iteration, part("model."), part("momentum."), statistics, normalisation, config, data, scaler)
 
 
 def _checksum(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from fastrcnn.model.score_thresholds import ScoreThresholds
 from fastrcnn.model.skip_pooling import Merge, pooled_ends
 from fastrcnn.model.warp import CROPS_PER_CHUNK, context_windows, warp
 
-REDUCED = {"bfloat16": torch.bfloat16}
+REDUCED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 Features = list[list[Float[Tensor, "_ _ _"]]]  # for each layer that RoIs are pooled from, the map of each image
 
 

@@ -13,6 +13,7 @@ from fastrcnn.config_rules import dotted
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model.checkpoint_file import Checkpoint, read_checkpoint, write_checkpoint
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.train.solver import UNSCALED
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def save_checkpoint(
     statistics: TargetStatistics,
     config: Config,
     data: str,
+    scaler: torch.amp.GradScaler = UNSCALED,
 ) -> Path:
     """Write folder/checkpoint_<iteration>.safetensors and remove all but the newest two.
 
@@ -45,9 +47,8 @@ def save_checkpoint(
     momentum = {names[id(p)]: state["momentum_buffer"] for p, state in optimizer.state.items()}
     path = folder / f"checkpoint_{iteration:08d}.safetensors"
     settings = configs.to_dict(config)
-    write_checkpoint(
-        path, Checkpoint(iteration, model.state_dict(), momentum, statistics, model.normalisation, settings, data)
-    )
+    tensors = model.state_dict(), momentum, statistics
+    write_checkpoint(path, Checkpoint(iteration, *tensors, model.normalisation, settings, data, scaler.state_dict()))
     for old in checkpoints(folder)[:-KEEP]:
         old.unlink(missing_ok=True)
     return path
@@ -105,8 +106,14 @@ def _refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, data: 
         )
 
 
-def restore(checkpoint: Checkpoint, model: FastRCNN, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's weights and momentum into a model and optimizer of the same configuration."""
+def restore(
+    checkpoint: Checkpoint,
+    model: FastRCNN,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler = UNSCALED,
+) -> None:
+    """Put a checkpoint's weights, momentum and scale of the loss into what is of the same configuration."""
+    scaler.load_state_dict(checkpoint.scaler)
     model.load_state_dict(checkpoint.model)
     model.normalisation = checkpoint.normalisation
     for name, parameter in model.named_parameters():

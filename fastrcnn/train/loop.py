@@ -33,10 +33,12 @@ from fastrcnn.train.log_file import log_file
 from fastrcnn.train.progress import Progress
 from fastrcnn.train.signals import Stop, stop_signals
 from fastrcnn.train.solver import (
+    UNSCALED,
     check_head_first,
     check_rest_is_loaded,
     learn_only,
     make_optimizer,
+    make_scaler,
     schedule,
     set_rate,
 )
@@ -59,6 +61,7 @@ class Run:
     dataset: BatchDataset
     digest: str
     ranks: Ranks = ALONE
+    scaler: torch.amp.GradScaler = UNSCALED
     evaluates: bool = False  # every train.eval_every iterations
 
     @property
@@ -162,9 +165,9 @@ def prepare(
     else:
         statistics = checkpoint.statistics
     model.to(device).train()
-    optimizer = make_optimizer(model, config.solver)
+    optimizer, scaler = make_optimizer(model, config.solver), make_scaler(model)
     if checkpoint is not None:
-        restore(checkpoint, model, optimizer)
+        restore(checkpoint, model, optimizer, scaler)
         log.info("resuming from iteration %d", first)
     cache = None
     if config.cache_features:
@@ -176,7 +179,7 @@ def prepare(
         seen_first = first_batches(BatchDataset(images, config, *of_pictures))
         start_head(model, loaded, seen_first, config.sampling.rois_per_image, device)
     dataset = BatchDataset(images, config, *of_pictures, ranks.rank, ranks.world)
-    return Run(config, folder, first, model, optimizer, statistics.to(device), dataset, digest, ranks)
+    return Run(config, folder, first, model, optimizer, statistics.to(device), dataset, digest, ranks, scaler)
 
 
 def _refuse_other_data(config: Config, digest: str, ranks: Ranks) -> None:
@@ -249,7 +252,7 @@ def one_iteration(run: Run, batch: Batch) -> tuple[float, dict[str, float]]:
     """One step on a batch on the model's device; its rate and what train_step returns."""
     factor = schedule(run.config.solver, batch.iteration)
     set_rate(run.optimizer, factor)
-    values = train_step(run.model, run.optimizer, batch, run.statistics, run.config, run.ranks)
+    values = train_step(run.model, run.optimizer, batch, run.statistics, run.config, run.ranks, run.scaler)
     return factor * run.config.solver.lr, values
 
 

@@ -65,7 +65,9 @@ class Progress:
         self.board.flush()
         try:
             done = batch.iteration + 1
-            save_checkpoint(run.folder, done, run.model, run.optimizer, run.statistics, run.config, run.digest)
+            save_checkpoint(
+                run.folder, done, run.model, run.optimizer, run.statistics, run.config, run.digest, run.scaler
+            )
         except NotFiniteError:
             raise not_finite(batch, AFTER_STEP) from None
 

@@ -47,6 +47,14 @@ def make_optimizer(model: FastRCNN, config: SolverConfig) -> torch.optim.SGD:
     return optimizer
 
 
+UNSCALED = torch.amp.GradScaler("cpu", enabled=False)
+
+
+def make_scaler(model: FastRCNN) -> torch.amp.GradScaler:
+    """What multiplies the loss of a float16 network, whose small gradients would become 0; others have none."""
+    return torch.amp.GradScaler(model.device.type, enabled=model.precision == "float16")
+
+
 def check_layouts(optimizer: torch.optim.Optimizer) -> None:
     """Raise RuntimeError for a gradient or momentum whose memory layout is not its weight's.
 

@@ -17,7 +17,7 @@ from fastrcnn.model.fast_rcnn import FastRCNN, Features, rms, scaled_start
 from fastrcnn.model.losses import counts, diagnostics, multi_task_loss
 from fastrcnn.ranks import ALONE, Ranks
 from fastrcnn.train.hard_examples import hardest_batch, learnt_from
-from fastrcnn.train.solver import clip_gradient, gradient_norm, head_first
+from fastrcnn.train.solver import UNSCALED, clip_gradient, gradient_norm, head_first
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,13 @@ def train_step(
     statistics: TargetStatistics,
     config: Config,
     ranks: Ranks = ALONE,
+    scaler: torch.amp.GradScaler = UNSCALED,
 ) -> dict[str, float]:
     """One iteration, of which `batch` is this rank's part; returns its losses, gradient norm and diagnostics, those of
     all ranks.
 
     Batch and statistics are on the model's device. Raises NotFiniteError when the loss or the gradient is not finite,
-    before the weights are touched.
+    before the weights are touched; a gradient that overflowed because `scaler` scales it leaves out the step instead.
     """
     head_first(model, config.solver, batch.iteration)
     parallel = ranks.parallel(model)
@@ -52,16 +53,21 @@ def train_step(
             targets = statistics.normalise(part.bbox_targets, part.labels)
             losses = multi_task_loss(scores, deltas, part.labels, targets, config.solver.bbox_loss_weight, rois)
             loss = losses["loss_cls"] + losses["loss_bbox"]
-            (loss * ranks.world).backward()  # ranks take the mean of their gradients
+            scaler.scale(loss * ranks.world).backward()  # ranks take the mean of their gradients
         sums.append({**losses, **counts(scores, part.labels)})
+    scaler.unscale_(optimizer)
     values = _numbers(sums, gradient_norm(model), ranks)
     if values["rois"] != rois:  # of hard examples so many are known only now
         _divide_again(model, values, rois)
     bad = [name for name in MUST_BE_FINITE if not math.isfinite(values[name])]
-    if bad:
+    if not bad:
+        clip_gradient(model, config.solver.clip_gradient, values["gradient_norm"])
+        scaler.step(optimizer)
+    elif bad == ["gradient_norm"] and scaler.get_scale() > 1:
+        log.info("iteration %d: a gradient overflowed; its step is left out and the scale halved", batch.iteration)
+    else:
         raise not_finite(batch, f"{bad[0]} is {values[bad[0]]}")
-    clip_gradient(model, config.solver.clip_gradient, values["gradient_norm"])
-    optimizer.step()
+    scaler.update()
     return {name: values[name] for name in MUST_BE_FINITE} | diagnostics(values)
 
 

@@ -15,7 +15,9 @@ import yaml
 
 from fastrcnn import config as configs
 from fastrcnn import ranks
+from fastrcnn.detect.detector import Detector
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.evaluate.run import detect_part, evaluate_weights
 from fastrcnn.files import read_tensors
 from fastrcnn.ranks import ALONE, Ranks, joined
 from fastrcnn.train import loop
@@ -129,6 +131,42 @@ def rank_below(parent: int, rank: int) -> int:
         except OSError:  # gone
             continue
     raise AssertionError("no such rank")
+
+
+@needs_gloo
+def test_ranks_share_the_images_of_an_evaluation(accumulated, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(accumulated))
+    config = config_of(accumulated, tmp_path / "run", solver={"max_iterations": 15})
+    weights = train(config)
+    alone = evaluate_weights(config, weights, tmp_path / "alone")
+    said = ran(torchrun(2, TRAIN.with_name("test.py"), file, weights, "--output", tmp_path / "two"))
+    assert said.count(alone.table) == 1
+    both = [(tmp_path / folder / "detections.json").read_bytes() for folder in ("alone", "two")]
+    assert both[0] == both[1] and not list((tmp_path / "two").glob("*partial*"))
+
+
+class ApartFrom(Ranks):
+    """A rank that hears nothing of the others."""
+
+    def gather(self, value):
+        return [value]
+
+
+def test_what_some_ranks_have_detected_is_not_detected_again(accumulated, tmp_path, monkeypatch):
+    """The evaluation of one process does what is left of three, one of which was lost."""
+    config = config_of(accumulated, tmp_path / "run", solver={"max_iterations": 15})
+    weights = train(config)
+    alone = evaluate_weights(config, weights, tmp_path / "alone")
+    asked, original = [], Detector.detect
+    monkeypatch.setattr(Detector, "detect", lambda *args: asked.append(args[-1]) or original(*args))
+    for rank in (2, 0):
+        detect_part(config, weights, tmp_path / "parts", ApartFrom(rank, 3))
+    assert len(asked) == 2 and len(list((tmp_path / "parts").glob("*partial*"))) == 2
+    joined_up = evaluate_weights(config, weights, tmp_path / "parts")
+    assert len(asked) == len({*asked}) == 4 and joined_up.ap == alone.ap
+    both = [(tmp_path / folder / "detections.json").read_bytes() for folder in ("alone", "parts")]
+    assert both[0] == both[1] and not list((tmp_path / "parts").glob("*partial*"))
 
 
 def test_more_ranks_than_images_is_refused_with_what_would_do(accumulated, tmp_path, monkeypatch):

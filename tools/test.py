@@ -1,5 +1,7 @@
 """Evaluate weights on the data.test sets of a configuration: VOC mAP, a table per class, curves and detections."""
 
+from pathlib import Path
+
 from _common import parser, run
 
 
@@ -11,10 +13,18 @@ def main() -> None:
 
     import fastrcnn
     from fastrcnn.config_files import load
+    from fastrcnn.ranks import joined
 
     config = load(args.config, args.overrides)
-    print(fastrcnn.evaluate(config, args.weights, args.output, with_coco=args.coco).table)
+    folder = Path(config.output) / "results" if args.output is None else Path(args.output)
+    with joined(config.device) as ranks:
+        if ranks.world > 1 and not args.weights.endswith(".json"):
+            from fastrcnn.evaluate.run import detect_part
+
+            detect_part(config, args.weights, folder, ranks)
+        if ranks.main:
+            print(fastrcnn.evaluate(config, args.weights, folder, with_coco=args.coco).table)
 
 
 if __name__ == "__main__":
-    run(main, "finished work is saved; run the same command again to resume")
+    run(main, "finished work is saved; run the same command again to resume", parallel=True)

@@ -1,5 +1,6 @@
 """From weights to mAP: detect in every test image, then score and write all that an evaluation leaves behind."""
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -34,10 +35,12 @@ from fastrcnn.journal import Journal, pack, unpack
 from fastrcnn.model.score_thresholds import network_digest
 from fastrcnn.model.weights import weights_file
 from fastrcnn.proposals.recall import proposal_recall
+from fastrcnn.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
 DETECTIONS, PARTIAL = "detections.json", "detections.partial.jsonl"
+PART = "detections.partial.{}.jsonl"  # of the other ranks
 Item = tuple[DetectedImage, Any]  # with the scores that test.detections_per_class chooses by, or None
 SCORES = (RESULTS, "table.txt", "precision_recall.png")
 REPORT = "report.html"
@@ -73,7 +76,8 @@ def evaluate_weights(
 
     The network is that of the weights file, the settings of detection are config's. The score thresholds of best F1 are
     kept in the weights file (see keep_thresholds), unless with_thresholds is False. A killed evaluation resumes when it
-    is started again with the same weights, settings and images. Raises FastRCNNError for wrong input.
+    is started again with the same weights, settings and images; so is one that `detect_part` has begun. Raises
+    FastRCNNError for wrong input.
     """
     folder, weights, device = Path(folder), weights_file(weights), choose_device(config.device)
     _check_outputs(config, weights, folder, (DETECTIONS, *SCORES, *[REPORT] * with_report))
@@ -82,17 +86,41 @@ def evaluate_weights(
         images = open_data(_test_sets(config), config, problems)
         _check_labels(config, images.records, problems)
         detector, trained = load_detector(config, weights, device)
-        journal = _journal(folder / PARTIAL, _key(config, weights, images))
-        found = _detect_all(detector, images, journal)
+        key = _key(config, weights, images)
+        journal, parts = _journal(folder / PARTIAL, key), _parts(folder, key)
+        found = _detect_all(detector, images, journal, parts)
         write_detections(folder / DETECTIONS, config.classes, found)
         origin = Origin(config, trained, DETECTIONS)
         evaluation = _score(config, found, images.records, folder, origin, with_coco)
-        journal.remove()
+        for each in (journal, *parts):
+            each.remove()
         if with_thresholds:
             keep_thresholds(config, weights, evaluation.analysis.thresholds, len(found))
         if with_report:
             _report(config, weights, images.records, images, evaluation, folder)
         return evaluation
+
+
+def detect_part(config: Config, weights: str | Path, folder: str | Path, ranks: Ranks) -> None:
+    """This rank's part of the detection that evaluate_weights, with the same arguments, then finds done in `folder`.
+
+    What was detected before is shared out anew, so that the number of ranks may differ from that of a killed run.
+    Raises FastRCNNError as evaluate_weights does.
+    """
+    folder, weights, device = Path(folder), weights_file(weights), choose_device(config.device, ranks)
+    held = lock(folder / ".lock", "the results folder") if ranks.main else contextlib.nullcontext()
+    with held:
+        with ranks.one_first():
+            images = open_data(_test_sets(config), config)
+        key = _key(config, weights, images)
+        own = _journal(folder / (PARTIAL if ranks.main else PART.format(ranks.rank)), key)
+        before = {image.id for part in (own, *_parts(folder, key)) for image, _ in part.items}
+        known = before.union(*ranks.gather(before))  # on machines that share no disk, others are
+        left = [i for i, record in enumerate(images.records) if record.id not in known]
+        share = ranks.share(left)
+        detector, _ = load_detector(config, weights, device)
+        _detect_all(detector, ImageSet([images.records[i] for i in share], images.proposals), own, [], ranks.main)
+        ranks.wait()
 
 
 def evaluate_detections(
@@ -192,14 +220,17 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def _detect_all(detector: Detector, images: ImageSet, journal: Journal[Item]) -> list[DetectedImage]:
-    """What is found in each image; those that the journal holds are skipped."""
-    done = {image.id: (image, top) for image, top in journal.items}
+def _detect_all(
+    detector: Detector, images: ImageSet, journal: Journal[Item], parts: Sequence[Journal[Item]], show: bool = True
+) -> list[DetectedImage]:
+    """What is found in each image; those that the journal or one of its parts holds are skipped."""
+    done = {image.id: (image, top) for part in (*parts, journal) for image, top in part.items}
     per_class = detector.config.test.detections_per_class
     if done:
         log.info("%s: %d of %d images are done already", journal.path, len(done), len(images))
     with journal:
-        for record, proposals in tqdm(images, "evaluating", unit="image", mininterval=1, dynamic_ncols=True):
+        bar = tqdm(images, "evaluating", unit="image", mininterval=1, dynamic_ncols=True, disable=not show)
+        for record, proposals in bar:
             if record.id not in done:
                 asked, top = (record.path, proposals, record.id), None
                 if per_class is None:
@@ -222,6 +253,11 @@ def _journal(path: Path, key: dict[str, Any]) -> Journal[Item]:
         lambda item: [item[0].to_json(), None if item[1] is None else pack(item[1])],
         lambda line: (DetectedImage.from_json(line[0], key["classes"]), None if line[1] is None else unpack(line[1])),
     )
+
+
+def _parts(folder: Path, key: dict[str, Any]) -> list[Journal[Item]]:
+    """Those of the other ranks of an evaluation under way."""
+    return [_journal(path, key) for path in sorted(folder.glob(PART.format("*")))]
 
 
 def _key(config: Config, weights: Path, images: ImageSet) -> dict[str, Any]:

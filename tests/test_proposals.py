@@ -4,7 +4,9 @@ import logging
 import os
 import pickle
 import signal
+import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -180,10 +182,26 @@ def test_stored_form_returns_what_was_put_in(tmp_path_factory, boxes):
     assert [list(map(tuple, proposals[i])) for i in ids] == boxes
 
 
+@pytest.mark.parametrize("positioned", [True, False])
+def test_an_open_file_is_read_to_the_end_whatever_takes_its_name(tmp_path, monkeypatch, positioned):
+    """By systems with and without reads at a position (Windows)."""
+    if not positioned:
+        monkeypatch.delattr(os, "pread", raising=False)
+    path = tmp_path / "p.safetensors"
+    write_stored(path, stored())
+    opened = read_proposals(path, [])
+    write_stored(tmp_path / "other", stored(["a"], [np.array([[0, 0, 40000, 5]])]))
+    if sys.platform != "win32":
+        (tmp_path / "other").replace(path)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert [rows.tolist() for rows in pool.map(opened.__getitem__, IDS)] == [b.tolist() for b in BOXES]
+
+
 def test_whole_numbers_are_stored_in_two_bytes(tmp_path):
     path = tmp_path / "p.safetensors"
     write_stored(path, stored())
-    assert read_proposals(path, []).stored.boxes.get_dtype() == "I16"
+    assert read_proposals(path, []).stored.rows(0).dtype == np.int16
     write_stored(path, stored(["a"], [np.array([[0, 0, 40000, 5]])]))
     assert read_proposals(path, [])["a"].tolist() == [[0, 0, 40000, 5]]
 

@@ -17,7 +17,7 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.analysis import analyse
 from fastrcnn.evaluate.keep_thresholds import keep_thresholds
 from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
-from fastrcnn.evaluate.run import _key, evaluate_detections, evaluate_weights
+from fastrcnn.evaluate.run import _key, _Pass, evaluate_detections, evaluate_weights
 from fastrcnn.model.weights import load_model
 from fastrcnn.train.loop import train
 
@@ -151,11 +151,17 @@ def test_a_report_is_written_last_and_only_when_asked_for(tree, tmp_path, monkey
     assert "proposals is not at hand" in (tmp_path / "c" / "report.html").read_text(encoding="utf-8")
 
 
+def key_of(config, weights):
+    seen = _Pass(with_recall=False)
+    open_data(config.data.test, config, None, seen.add)
+    return _key(config, weights, seen.digest)
+
+
 def test_thresholds_are_stored_once_and_are_no_other_weights(tree, tmp_path, caplog):
     """Evaluated twice, the file changes once; an evaluation under way goes on over it."""
     config = configs.from_dict(tree | {"solver": {**tree["solver"], "max_iterations": 1}})
     weights = train(config)
-    key = _key(config, weights, open_data(config.data.test, config))
+    key = key_of(config, weights)
     found = evaluate_detections(config, sure(config, tmp_path), tmp_path / "scored")
     stated = json.loads((tmp_path / "scored" / "results.json").read_text())["score_thresholds"]
     best = found.analysis.thresholds.best
@@ -172,7 +178,7 @@ def test_thresholds_are_stored_once_and_are_no_other_weights(tree, tmp_path, cap
     assert kept.scores == {name: value["score"] for name, value in stated.items() if value}
     assert (kept.data, kept.images) == (f"{Path(tree['data']['test'][0]['root']).name} test", 4)
     assert "now holds score thresholds" in caplog.text and "holds the score thresholds" in caplog.text
-    assert _key(config, weights, open_data(config.data.test, config)) == key
+    assert key_of(config, weights) == key
 
     nothing = ObjectRows(*(column[:0] for column in vars(found.rows[1]).values()))
     keep_thresholds(config, weights, analyse(found.rows[0], nothing, config.classes, 4).thresholds, 4)

@@ -92,12 +92,17 @@ def _unnamed(pictures: Pictures, used: set[tuple[Path, str]], file: Path) -> lis
     others = [
         name
         for name in pictures.names.values()
-        if is_picture(name) and pictures.root / name not in paths and any(name.startswith(f) for f in folders)
+        if is_picture(name) and pictures.root / name not in paths and not folders.isdisjoint(_folders_above(name))
     ]
     if not others:
         return []
     text = f"does not name {len(others)} pictures of its folder, such as {others[0]}; they are not in the set"
     return [Problem("picture not named", file, None, text, "noted")]
+
+
+def _folders_above(name: str) -> list[str]:
+    """day/1/a.jpg -> "", day/, day/1/."""
+    return ["", *(name[: slash + 1] for slash, letter in enumerate(name) if letter == "/")]
 
 
 def _folder_of(name: str, below: str) -> str:

@@ -13,8 +13,8 @@ from fastrcnn.config import Config
 from fastrcnn.config_data import DataSetConfig
 from fastrcnn.data.check_images import Digests, as_problem
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.proposals.proposals import Proposals, find_problems, read_proposals
-from fastrcnn.proposals.recall import Recall, proposal_recall
+from fastrcnn.proposals.proposals import Proposals, Visit, find_problems, read_proposals
+from fastrcnn.proposals.recall import Covering, proposal_recall
 
 
 def not_made_yet(dataset: DataSetConfig, config: Config) -> bool:
@@ -24,15 +24,18 @@ def not_made_yet(dataset: DataSetConfig, config: Config) -> bool:
 
 
 def read_set_proposals(
-    dataset: DataSetConfig, records: list[ImageRecord], config: Config
+    dataset: DataSetConfig, records: list[ImageRecord], config: Config, also: Visit
 ) -> tuple[Proposals | None, list[Problem]]:
-    """The proposals of a data set that names some, and what is wrong with them; None: they cannot be read."""
+    """The proposals of a data set that names some, and what is wrong with them; None: they cannot be read.
+
+    `also` is as for find_problems.
+    """
     path = Path(config.proposals.source(dataset.proposals) or "")
     try:
         proposals = read_proposals(path, records, config.proposals)
     except FastRCNNError as e:
         return None, [as_problem("unreadable proposals", path, e)]
-    return proposals, find_problems(proposals, records)
+    return proposals, find_problems(proposals, records, also)
 
 
 def other_pictures(proposals: Proposals, records: list[ImageRecord], digests: Digests) -> Iterator[Problem]:
@@ -57,20 +60,22 @@ def without_proposals(record: ImageRecord, proposals: Float32[np.ndarray, "P 4"]
     ]
 
 
-def without_foreground(
-    records: list[ImageRecord], proposals: Proposals, recall: Recall, foreground_iou: float
-) -> Iterator[Problem]:
-    """Images with proposals and objects, difficult ones included, none of which has a proposal with this IoU."""
-    end = 0
-    for record in records:
-        start, end = end, end + int((~record.difficult).sum())
-        if len(record.boxes) == 0 or recall.best_iou[start:end].max(initial=0) >= foreground_iou:
-            continue
-        if len(proposals[record.id]) == 0:
-            continue
+class Coverage:
+    """What one pass over the proposals of a data set tells of its objects; `add` is for find_problems."""
+
+    def __init__(self, foreground_iou: float) -> None:
+        self.foreground_iou, self.covering = foreground_iou, Covering()
+        self.without_proposals: list[Problem] = []
+        self.without_foreground: list[Problem] = []  # images with proposals and objects, none of which has this IoU
+
+    def add(self, record: ImageRecord, proposals: Float32[np.ndarray, "P 4"]) -> None:
+        self.without_proposals += without_proposals(record, proposals)
+        best = self.covering.add(record, proposals)
+        if not len(record.boxes) or not len(proposals) or max(best, default=0) >= self.foreground_iou:
+            return
         with_difficult = replace(record, difficult=np.zeros_like(record.difficult))
-        highest = proposal_recall([(with_difficult, proposals[record.id])]).best_iou.max()
-        if highest < foreground_iou:
-            text = f"no proposal has IoU {foreground_iou:g} with any of its objects (at most {highest:.3f})"
+        highest = proposal_recall([(with_difficult, proposals)]).best_iou.max()
+        if highest < self.foreground_iou:
+            text = f"no proposal has IoU {self.foreground_iou:g} with any of its objects (at most {highest:.3f})"
             hint = "; foreground comes from the objects alone, and nothing in it can be found"
-            yield Problem("no foreground proposal", record.path, None, text + hint, "noted")
+            self.without_foreground.append(Problem("no foreground proposal", record.path, None, text + hint, "noted"))

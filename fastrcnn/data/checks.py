@@ -15,17 +15,15 @@ from fastrcnn.config_data import PARTS, DataSetConfig
 from fastrcnn.data.check_images import Digests, as_problem, decode_all, in_two_parts, other_labels, same_pictures
 from fastrcnn.data.check_labels import label_findings
 from fastrcnn.data.check_proposals import (
+    Coverage,
     not_made_yet,
     other_pictures,
     read_set_proposals,
-    without_foreground,
-    without_proposals,
 )
-from fastrcnn.data.image_set import ImageSet
 from fastrcnn.detections import plain_name
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals.proposals import Proposals
-from fastrcnn.proposals.recall import Recall, proposal_recall
+from fastrcnn.proposals.recall import Recall
 
 log = logging.getLogger(__name__)
 
@@ -169,15 +167,13 @@ def _check_proposals(
     dataset: DataSetConfig, records: list[ImageRecord], config: Config, digests: Digests
 ) -> tuple[Proposals | None, Recall | None, list[Problem]]:
     """Proposals that can be used, their recall, and what is wrong with them."""
-    proposals, findings = read_set_proposals(dataset, records, config)
+    log.info("%s: looking at the proposals, and at how many objects they cover", dataset.label)
+    coverage = Coverage(config.sampling.foreground_iou)
+    proposals, findings = read_set_proposals(dataset, records, config, coverage.add)
     if proposals is None:
         return None, None, findings
-    known = [record for record in records if record.id in proposals]
-    findings += other_pictures(proposals, known, digests)
-    findings += [problem for record in known for problem in without_proposals(record, proposals[record.id])]
+    findings += other_pictures(proposals, [record for record in records if record.id in proposals], digests)
+    findings += coverage.without_proposals
     if any(p.kind not in ("proposals missing", "proposals of another picture", "no proposals") for p in findings):
         return None, None, findings
-    log.info("measuring how many objects %s covers", proposals.path)
-    recall = proposal_recall(ImageSet(known, proposals))
-    findings += without_foreground(known, proposals, recall, config.sampling.foreground_iou)
-    return proposals, recall, findings
+    return proposals, coverage.covering.recall(), findings + coverage.without_foreground

@@ -11,11 +11,10 @@ from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config
 from fastrcnn.config_data import PARTS, DataSetConfig
 from fastrcnn.data.check_labels import nothing_labelled
-from fastrcnn.data.image_set import ImageSet
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.proposals.make import make_proposals
 from fastrcnn.proposals.proposals import open_proposals
-from fastrcnn.proposals.recall import Recall, proposal_recall
+from fastrcnn.proposals.recall import Covering, Recall
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,9 @@ def propose(config: Config, processes: int | None = None) -> Iterator[ProposedSe
             # An image of both parts is searched once.
             make_proposals([r for records in distinct for r in records], path, config.proposals, processes)
         for name, _, records in sets:
-            proposals = open_proposals(path, records, config.proposals)
-            recall = proposal_recall(ImageSet(records, proposals))
-            boxes = sum(len(proposals[record.id]) for record in records)
-            yield ProposedSet(name, path, records, boxes, recall)
+            covering = Covering()
+            open_proposals(path, records, config.proposals, covering.add)
+            yield ProposedSet(name, path, records, covering.boxes, covering.recall())
 
 
 def _sets_by_file(config: Config) -> dict[str, list[ReadSet]]:

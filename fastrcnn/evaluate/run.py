@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 from tqdm import tqdm
 
 from fastrcnn.annotations.problems import Problem, log_problems, refuse_errors
@@ -34,7 +35,7 @@ from fastrcnn.files import atomic_write, file_digest, lock, refuse_overwrite, wr
 from fastrcnn.journal import Journal, pack, unpack
 from fastrcnn.model.score_thresholds import network_digest
 from fastrcnn.model.weights import weights_file
-from fastrcnn.proposals.recall import proposal_recall
+from fastrcnn.proposals.recall import Covering
 from fastrcnn.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -83,10 +84,11 @@ def evaluate_weights(
     _check_outputs(config, weights, folder, (DETECTIONS, *SCORES, *[REPORT] * with_report))
     with lock(folder / ".lock", "the results folder"):
         problems: list[Problem] = []
-        images = open_data(_test_sets(config), config, problems)
+        seen = _Pass(with_recall=with_report)
+        images = open_data(_test_sets(config), config, problems, seen.add)
         _check_labels(config, images.records, problems)
         detector, trained = load_detector(config, weights, device)
-        key = _key(config, weights, images)
+        key = _key(config, weights, seen.digest)
         journal, parts = _journal(folder / PARTIAL, key), _parts(folder, key)
         found = _detect_all(detector, images, journal, parts)
         write_detections(folder / DETECTIONS, config.classes, found)
@@ -97,7 +99,7 @@ def evaluate_weights(
         if with_thresholds:
             keep_thresholds(config, weights, evaluation.analysis.thresholds, len(found))
         if with_report:
-            _report(config, weights, images.records, images, evaluation, folder)
+            _report(config, weights, images.records, seen.covering, evaluation, folder)
         return evaluation
 
 
@@ -110,9 +112,10 @@ def detect_part(config: Config, weights: str | Path, folder: str | Path, ranks: 
     folder, weights, device = Path(folder), weights_file(weights), choose_device(config.device, ranks)
     held = lock(folder / ".lock", "the results folder") if ranks.main else contextlib.nullcontext()
     with held:
+        seen = _Pass(with_recall=False)
         with ranks.one_first():
-            images = open_data(_test_sets(config), config)
-        key = _key(config, weights, images)
+            images = open_data(_test_sets(config), config, None, seen.add)
+        key = _key(config, weights, seen.digest)
         own = _journal(folder / (PARTIAL if ranks.main else PART.format(ranks.rank)), key)
         before = {image.id for part in (own, *_parts(folder, key)) for image, _ in part.items}
         known = before.union(*ranks.gather(before))  # on machines that share no disk, others are
@@ -136,11 +139,13 @@ def evaluate_detections(
     evaluation = _score(config, images, records, Path(folder), origin, with_coco)
     if with_report:
         try:
-            covered: ImageSet | None = open_data(_test_sets(config), config)
+            seen = Covering()
+            open_data(_test_sets(config), config, None, seen.add)
+            covering: Covering | None = seen
         except FastRCNNError as e:
             log.warning("%s: says nothing of the proposals: %s", REPORT, e)
-            covered = None
-        _report(config, Path(detections), records, covered, evaluation, Path(folder))
+            covering = None
+        _report(config, Path(detections), records, covering, evaluation, Path(folder))
     return evaluation
 
 
@@ -200,12 +205,12 @@ def _report(
     config: Config,
     source: Path,
     records: Sequence[ImageRecord],
-    images: ImageSet | None,
+    covering: Covering | None,
     evaluation: Evaluation,
     folder: Path,
 ) -> None:
     """Write report.html. All else is written by then: without it, there is a warning."""
-    recall = None if images is None else proposal_recall(images)
+    recall = None if covering is None else covering.recall()
     records = sorted(records, key=lambda record: record.id)  # as the rows number them
     found = (*evaluation.rows, evaluation.result, evaluation.analysis)
     try:
@@ -260,11 +265,24 @@ def _parts(folder: Path, key: dict[str, Any]) -> list[Journal[Item]]:
     return [_journal(path, key) for path in sorted(folder.glob(PART.format("*")))]
 
 
-def _key(config: Config, weights: Path, images: ImageSet) -> dict[str, Any]:
-    """All that detections depend on: the weights' bytes, the settings of detection, and the images with their
-    proposals, wherever they lie."""
-    digest = hashlib.blake2b(digest_size=16)
-    for record, proposals in images:
-        digest.update(f"{record.id} {record.width} {record.height}\n".encode() + file_digest(record.path))
-        digest.update(np.ascontiguousarray(proposals).tobytes())
-    return {"weights": network_digest(weights).hex(), "images": digest.hexdigest(), **detection_settings(config)}
+class _Pass:
+    """What is wanted of the images and their proposals, wherever they lie, from one pass over them."""
+
+    def __init__(self, with_recall: bool) -> None:
+        self.covering = Covering() if with_recall else None
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def add(self, record: ImageRecord, proposals: Float32[np.ndarray, "P 4"]) -> None:
+        self._digest.update(f"{record.id} {record.width} {record.height}\n".encode() + file_digest(record.path))
+        self._digest.update(np.ascontiguousarray(proposals).tobytes())
+        if self.covering is not None:
+            self.covering.add(record, proposals)
+
+    @property
+    def digest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _key(config: Config, weights: Path, images: str) -> dict[str, Any]:
+    """All that detections depend on: the weights' bytes, the settings of detection, and _Pass.digest of the images."""
+    return {"weights": network_digest(weights).hex(), "images": images, **detection_settings(config)}

@@ -26,7 +26,7 @@ from fastrcnn.proposals.stored import StoredProposals, read_stored, reading
 log = logging.getLogger(__name__)
 
 REMEDY = "make them again from these images with tools/proposals.py"
-Visit = Callable[[ImageRecord, Float32[np.ndarray, "P 4"]], None]  # an image and its proposals
+Visit = Callable[[ImageRecord, Float32[np.ndarray, "P 4"]], object]  # an image and its proposals
 Dense: TypeAlias = tuple[ProposalsConfig, dict[str, tuple[int, int]]]  # settings, and width and height by image id
 
 
@@ -193,12 +193,12 @@ def find_problems(proposals: Proposals, records: Sequence[ImageRecord], also: Vi
         if problem is not None:
             found.append(problem)
             continue
-        if len(boxes):
+        if proposals.stored.sizes is None and len(boxes):
             reach.append(boxes[:, 2:].max(axis=0) / (record.width, record.height))
         if also is not None:
             also(record, boxes)
     # Selective search always proposes the whole image, or nearly.
-    if proposals.stored.sizes is None and reach and (np.median(reach, axis=0) < 0.9).all():
+    if reach and (np.median(reach, axis=0) < 0.9).all():
         log.warning("%s: its boxes end far from the images' edges, as if made from smaller images; %s", path, REMEDY)
     return found
 

@@ -58,21 +58,42 @@ class Recall:
         return np.array([(self.best_iou[chosen] >= threshold).mean() for threshold in self.thresholds])
 
 
-def proposal_recall(
-    images: Iterable[tuple[ImageRecord, Real[np.ndarray, "_ 4"]]], thresholds: Sequence[float] = (0.5, 0.7)
-) -> Recall:
-    """Recall of the objects of each record by its proposals (image pixels, half open)."""
-    best: list[float] = []  # small tensors would lie between the large ones that are freed, and keep their memory
-    areas: list[float] = []
-    classes = [np.empty(0, dtype=np.int64)]
-    difficult = 0
-    for record, proposals in images:
+class Covering:
+    """Recall of the objects of images by their proposals, image by image, for who passes over them anyway."""
+
+    def __init__(self, thresholds: Sequence[float] = (0.5, 0.7)) -> None:
+        self.boxes = 0  # proposals of all images
+        self._thresholds, self._difficult = tuple(thresholds), 0
+        self._classes = [np.empty(0, dtype=np.int64)]
+        # Small tensors would lie between the large ones that are freed, and keep their memory.
+        self._best: list[float] = []
+        self._areas: list[float] = []
+
+    def add(self, record: ImageRecord, proposals: Real[np.ndarray, "_ 4"]) -> list[float]:
+        """Add an image; proposals in image pixels, half open. Returns the best IoU of each object not difficult."""
         kept = ~record.difficult
         # float64: whole pixels then give the exact quotient's nearest number, and IoU 0.5 is 0.5
         objects = torch.from_numpy(record.boxes[kept].astype(np.float64))
         rows = torch.from_numpy(np.asarray(proposals, dtype=np.float64))
-        best += iou(rows, objects).amax(dim=0).tolist() if len(rows) else [0.0] * len(objects)
-        classes.append(record.classes[kept])
-        areas += area(objects).tolist()
-        difficult += int(record.difficult.sum())
-    return Recall(tuple(thresholds), np.array(best), np.concatenate(classes), np.array(areas), difficult)
+        best: list[float] = iou(rows, objects).amax(dim=0).tolist() if len(rows) else [0.0] * len(objects)
+        self.boxes += len(rows)
+        self._best += best
+        self._classes.append(record.classes[kept])
+        self._areas += area(objects).tolist()
+        self._difficult += int(record.difficult.sum())
+        return best
+
+    def recall(self) -> Recall:
+        """Of all that was added."""
+        columns = np.array(self._best), np.concatenate(self._classes), np.array(self._areas)
+        return Recall(self._thresholds, *columns, self._difficult)
+
+
+def proposal_recall(
+    images: Iterable[tuple[ImageRecord, Real[np.ndarray, "_ 4"]]], thresholds: Sequence[float] = (0.5, 0.7)
+) -> Recall:
+    """Recall of the objects of each record by its proposals (image pixels, half open)."""
+    covering = Covering(thresholds)
+    for record, proposals in images:
+        covering.add(record, proposals)
+    return covering.recall()

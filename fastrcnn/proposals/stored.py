@@ -5,12 +5,15 @@
     sizes    int32 [I, 2]; width and height of the upright image that the boxes were made from
     digests  uint8 [I, 16]; of the image files' bytes
 
-and metadata that hold the I image ids, the box format, and how the proposals were made. It is memory-mapped: processes
-share it, and an image costs one slice.
+and metadata that hold the I image ids, the box format, and how the proposals were made. The boxes stay in the file: an
+image costs one read, and no process holds what it has read before.
 """
 
 import contextlib
 import json
+import os
+import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +38,7 @@ class StoredProposals:
 
     ids: list[str]  # I of them
     offsets: Integer[np.ndarray, "_"]  # I + 1
-    boxes: Any  # [B, 4] half open, anything with slices: an array, or the safetensors file's own lazy slice
+    boxes: Any  # [B, 4] half open, an array, or RowsInFile
     sizes: Integer[np.ndarray, "I 2"] | None = None  # (width, height); None: the format does not state them
     digests: Integer[np.ndarray, "I 16"] | None = None  # DIGEST_SIZE bytes
     made_by: dict[str, Any] = field(default_factory=dict)  # ProposalsConfig's settings, opencv
@@ -45,7 +48,6 @@ class StoredProposals:
         start, end = int(self.offsets[i]), int(self.offsets[i + 1])
         if limit is not None:
             end = min(end, start + limit)
-        # safetensors refuses an empty slice behind the last row
         return self.boxes[start:end] if end > start else np.zeros((0, 4), np.float32)
 
 
@@ -74,7 +76,36 @@ def read_stored(path: Path) -> StoredProposals:
             raise ValueError("its image sizes are damaged")
         if digests.dtype != np.uint8 or digests.shape != (len(ids), DIGEST_SIZE):
             raise ValueError("its digests are damaged")
-        return StoredProposals(ids, offsets, boxes, sizes, digests, made_by)
+        return StoredProposals(ids, offsets, RowsInFile(path), sizes, digests, made_by)
+
+
+class RowsInFile:
+    """The boxes [B, 4] of a file of write_stored, by slices that are not empty.
+
+    Each is read on its own: a mapping of the whole, 1.6 GB for 100,000 images, would count as memory of every process
+    that has gone through them all. The file that was opened is read even when another one has taken its name since;
+    threads and forked processes may share it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
+        self._lock = threading.Lock()
+        length = int.from_bytes(self._file.read(8), "little")  # safetensors: so many bytes of JSON, then the tensors
+        about = json.loads(self._file.read(length))["boxes"]
+        self._dtype = np.dtype({"I16": "<i2", "F32": "<f4"}[about["dtype"]])
+        self._start = 8 + length + about["data_offsets"][0]
+
+    def __getitem__(self, rows: slice) -> Real[np.ndarray, "_ 4"]:
+        row = 4 * self._dtype.itemsize
+        start, size = self._start + rows.start * row, (rows.stop - rows.start) * row
+        if hasattr(os, "pread"):
+            data = os.pread(self._file.fileno(), size, start)
+        else:  # Windows, where no process is forked and shares the position
+            with self._lock:
+                self._file.seek(start)
+                data = self._file.read(size)
+        return np.frombuffer(data, self._dtype).reshape(-1, 4)
 
 
 def write_stored(path: Path, stored: StoredProposals) -> None:
@@ -116,6 +147,8 @@ def clean(boxes: Real[np.ndarray, "_ 4"], min_size: int) -> Real[np.ndarray, "_ 
 
 def compact(boxes: Real[np.ndarray, "P 4"]) -> Real[np.ndarray, "P 4"]:
     """int16 where that is exact, else float32; NaN and infinity stay, for find_problems to report."""
+    if boxes.dtype == np.int16:
+        return boxes
     with np.errstate(invalid="ignore", over="ignore"):
         small = boxes.astype(np.int16)
         return small if (small == boxes).all() else boxes.astype(np.float32)

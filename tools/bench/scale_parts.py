@@ -20,6 +20,7 @@ def child(what: str, began: str, root: str, pictures: str, *words: str) -> None:
     if "s" not in figures:
         figures["s"] = time.time()
     figures["s"] -= float(began)
+    figures.setdefault("CPU s", time.process_time())
     figures.setdefault("MB", 1e3 * memory("VmHWM"))
     print(", ".join(f"{name}={value}" for name, value in figures.items()))
 
@@ -36,7 +37,14 @@ def start(made: MadeSet, form: str, run: str, resume: str) -> dict[str, float]:
     def noted(*args: Any) -> Any:
         if not figures:
             loader = multiprocessing.active_children()[0].pid
-            figures.update({"s": time.time(), "MB": 1e3 * memory("VmRSS"), "peak MB": 1e3 * memory("VmHWM")})
+            figures.update(
+                {
+                    "s": time.time(),
+                    "CPU s": time.process_time(),
+                    "MB": 1e3 * memory("VmRSS"),
+                    "peak MB": 1e3 * memory("VmHWM"),
+                }
+            )
             figures["loader MB"] = 1e3 * memory("VmRSS", loader or "self")
         return one_iteration(*args)
 

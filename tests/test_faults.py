@@ -123,7 +123,7 @@ def test_a_run_killed_anywhere_and_resumed_has_the_weights_of_an_unbroken_one(tr
 
 def test_a_run_whose_main_process_alone_was_killed_leaves_no_lock(folder):
     """Loader processes live on for seconds; they must not hold what the next run needs."""
-    change = functools.partial(on_call, "fastrcnn.train.loop:save_checkpoint", 1, "after", act=die_alone)
+    change = functools.partial(on_call, "fastrcnn.train.progress:save_checkpoint", 1, "after", act=die_alone)
     args = ("run.yaml", "data.workers=2")
     assert finish(begin("train", *args, cwd=folder, changes=[change])) == -signal.SIGKILL
     run("train", *args, "--resume", cwd=folder)

@@ -115,6 +115,15 @@ class Journal(Generic[Item]):
             ) from e
 
 
+def read_key(path: Path) -> Any:
+    """The key under which a journal was written; None when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return _parse(file.readline())
+    except (OSError, ValueError):
+        return None
+
+
 def _line(item: object) -> bytes:
     text = json.dumps(item, allow_nan=False)
     return f"[{zlib.crc32(text.encode())}, {text}]\n".encode()

@@ -174,7 +174,7 @@ def joined(device: str) -> Iterator[Ranks]:
             raise
         raise FastRCNNError(
             f"rank {ranks.rank} of {ranks.world}: another rank has ended or hangs, so this one ends, too; what it said "
-            "last says why. What was saved stays: --resume resumes with any number of ranks"
+            "last says why. What was saved stays, and any number of ranks can resume it (train: with --resume)"
         ) from None
     finally:
         logger.setLevel(level)

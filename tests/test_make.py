@@ -21,9 +21,11 @@ from fastrcnn.config import ProposalsConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import lock
 from fastrcnn.journal import Journal
-from fastrcnn.proposals import make
+from fastrcnn.proposals import make, unfinished
 from fastrcnn.proposals.proposals import open_proposals
 from fastrcnn.proposals.selective_search import selective_search
+from fastrcnn.proposals.stored import read_stored
+from fastrcnn.proposals.unfinished import Part, Unfinished
 
 CONFIG = ProposalsConfig()
 TOOL = Path(__file__).parent.parent / "tools" / "proposals.py"
@@ -78,7 +80,7 @@ def journals(path):
 def read_journal(path):
     """The ids of the images in a journal of these settings."""
     key = {"proposals": CONFIG.model_dump(exclude={"dense"}) | {"max_per_image": 2000, "opencv": cv2.__version__}}
-    return [made.id for made in Journal(path, key, make._encode, make._decode).items]
+    return [made.id for made in Journal(path, key, unfinished._encode, unfinished._decode).items]
 
 
 # ---- a data set
@@ -195,9 +197,9 @@ def test_a_journal_line_gives_the_image_back(tmp_path):
     )
     for made in images:
         (tmp_path / "j").unlink(missing_ok=True)
-        with Journal(tmp_path / "j", {}, make._encode, make._decode) as journal:
+        with Journal(tmp_path / "j", {}, unfinished._encode, unfinished._decode) as journal:
             journal.append(made)
-        (read,) = Journal(tmp_path / "j", {}, make._encode, make._decode).items
+        (read,) = Journal(tmp_path / "j", {}, unfinished._encode, unfinished._decode).items
         assert (read.id, read.digest, read.size) == (made.id, made.digest, made.size)
         assert read.boxes.dtype == np.int16 and read.boxes.tolist() == made.boxes.tolist()
 
@@ -243,6 +245,132 @@ def test_second_run_on_the_same_file_is_refused(tmp_path):
     ):
         make.make_proposals(records, path, CONFIG)
     assert not path.exists()
+
+
+# ---- parts
+
+
+def parts_of(total):
+    return [Part(number, total) for number in range(1, total + 1)]
+
+
+@pytest.mark.parametrize("lost", [(), (2,), (1, 3)])
+def test_joined_parts_are_the_file_of_one_run(tmp_path, in_threads, lost):
+    records = write_pictures(tmp_path, 5)
+    path, whole = tmp_path / "p.safetensors", tmp_path / "whole.safetensors"
+    for part in reversed(parts_of(3)):
+        if part.number not in lost:
+            images, searched = make.make_part(records, path, CONFIG, part)
+            assert images == searched == len(range(part.number - 1, 5, 3))
+    assert len(journals(path)) == 3 - len(lost) and not path.exists()
+    done = list(in_threads)
+    make.make_proposals(records, path, CONFIG)
+    assert sorted(in_threads) == [r.id for r in records] and in_threads[: len(done)] == done
+    make.make_proposals(records, whole, CONFIG)
+    assert path.read_bytes() == whole.read_bytes()
+    assert {p.name for p in tmp_path.glob("*p.safetensors*")} == {path.name, f".{path.name}.lock"}
+
+
+def test_a_killed_part_resumes_and_another_number_of_parts_takes_over(tmp_path, in_threads, monkeypatch):
+    records = write_pictures(tmp_path, 8)
+    path = tmp_path / "p.safetensors"
+    with monkeypatch.context() as full, pytest.raises(FastRCNNError, match="cannot be written"):
+        fail_at(full, "fsync", 2)
+        make.make_part(records, path, CONFIG, Part(1, 2))
+    in_threads.clear()
+    assert make.make_part(records, path, CONFIG, Part(1, 2)) == (4, 2)  # of 0, 2, 4, 6
+    assert make.make_part(records, path, CONFIG, Part(1, 2)) == (4, 0)
+    for part, searched in zip(parts_of(3), (1, 2, 1), strict=True):  # of 0, 3, 6; of 1, 4, 7; of 2, 5
+        assert make.make_part(records, path, CONFIG, part)[1] == searched
+    make.make_proposals(records, path, CONFIG)
+    assert in_threads == ["004", "006", "003", "001", "007", "005"]
+    make.make_proposals(records, tmp_path / "whole.safetensors", CONFIG)
+    assert path.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_parts_go_on_from_a_finished_file_and_an_unfinished_run(tmp_path, in_threads, monkeypatch):
+    records = write_pictures(tmp_path, 6)
+    path = tmp_path / "p.safetensors"
+    make.make_proposals(records[:2], path, CONFIG)
+    with monkeypatch.context() as full, pytest.raises(FastRCNNError):
+        fail_at(full, "fsync", 1)
+        make.make_proposals(records, path, CONFIG)  # which finishes one
+    shutil.copy(write_pictures(tmp_path, 1, first=9)[0].path, records[1].path)
+    assert [make.make_part(records, path, CONFIG, part) for part in parts_of(2)] == [(3, 1), (3, 3)]
+    assert len(read_stored(path).ids) == 2  # as it was
+    in_threads.clear()
+    make.make_proposals(records, path, CONFIG)
+    assert not in_threads and len(read_stored(path).ids) == 6
+    with pytest.raises(FastRCNNError, match="made with proposals.method = fast, the config says quality"):
+        make.make_part(records, path, ProposalsConfig(method="quality"), Part(1, 2))
+
+
+def test_parts_of_other_settings_are_told_of_and_stay(tmp_path, in_threads, caplog):
+    records = write_pictures(tmp_path, 4)
+    path = tmp_path / "p.safetensors"
+    for part in parts_of(2):
+        make.make_part(records, path, ProposalsConfig(max_per_image=5), part)
+    theirs = journals(path)
+    assert not caplog.records
+    make.make_proposals(records, path, CONFIG)
+    (said,) = caplog.messages
+    assert "partial: unfinished work with max_per_image 5 instead of 2000 is not used; start with its settings" in said
+    assert all(journal.match(said.split(": ")[0]) for journal in theirs)
+    assert len(in_threads) == 8 and sorted(journals(path)) == sorted(theirs)
+    theirs[0].write_bytes(b"[1, cut")
+    make.make_proposals(records + write_pictures(tmp_path, 1, first=9), path, CONFIG)
+    assert "partial: unfinished work with other settings is not used" in caplog.text
+
+
+def test_parts_of_another_opencv_do_not_get_into_a_file(tmp_path, in_threads, monkeypatch):
+    records = write_pictures(tmp_path, 3)
+    path = tmp_path / "p.safetensors"
+    with monkeypatch.context() as other:
+        other.setattr(cv2, "__version__", "99")
+        make.make_part(records, path, CONFIG, Part(1, 1))
+    make.make_proposals(records[:2], path, CONFIG)
+    before = path.read_bytes()
+    monkeypatch.setattr(cv2, "__version__", "99")
+    with pytest.raises(FastRCNNError, match=r"lacks 1 images and was made with opencv .* instead of 99"):
+        make.make_proposals(records, path, CONFIG)
+    make.make_proposals(records[:2], path, CONFIG)
+    assert make.make_part(records[:2], path, CONFIG, Part(1, 2)) == (1, 0)
+    assert path.read_bytes() == before and len(journals(path)) == 1
+
+
+def test_a_part_at_work_is_left_alone(tmp_path, in_threads):
+    records = write_pictures(tmp_path, 3)
+    path = tmp_path / "p.safetensors"
+    make.make_part(records, path, CONFIG, Part(2, 3))
+    with Unfinished(path, CONFIG).lock(Part(2, 3)):
+        busy = "part 2/3 of the proposals file p.safetensors is in use by another process"
+        with pytest.raises(FastRCNNError, match=busy):
+            make.make_part(records, path, CONFIG, Part(2, 3))
+        with pytest.raises(FastRCNNError, match=busy):
+            make.make_proposals(records, path, CONFIG)
+        make.make_part(records, path, CONFIG, Part(1, 3))
+    make.make_proposals(records, path, CONFIG)
+    assert in_threads == ["001", "000", "002"]
+
+
+def test_a_part_keeps_its_other_images_when_one_cannot_be_read(tmp_path, in_threads):
+    records = write_pictures(tmp_path, 4)
+    records[2].path.write_bytes(b"")
+    with pytest.raises(make.ImagesFailedError, match=r"002.png: .*\(1 of 2 images failed, the others are kept"):
+        make.make_part(records, tmp_path / "p.safetensors", CONFIG, Part(1, 2))
+    assert len(Unfinished(tmp_path / "p.safetensors", CONFIG).journal(Part(1, 2)).items) == 1
+
+
+@pytest.mark.parametrize("text", ["9/8", "0/8", "3/0", "x", "", "1/", "-1/8", "1/8/2", "1.0/2", "1/" + 5000 * "9"])
+def test_what_is_no_part_is_refused(text):
+    with pytest.raises(FastRCNNError, match="is none; of 8 parts, the first is 1/8 and the last 8/8"):
+        Part.parse(text)
+
+
+def test_parts_have_each_image_once():
+    for total in (1, 3, 8):
+        shares = [Part.parse(f"{number}/{total}").of(range(7)) for number in range(1, total + 1)]
+        assert sorted(i for share in shares for i in share) == list(range(7))
 
 
 # ---- the tool
@@ -347,3 +475,31 @@ def test_tool_prints_recall_of_each_set(tmp_path, in_threads, monkeypatch, capsy
     config.write_text("classes: [box]\ndata: {train: [{format: folder, root: x}], test: []}\n")
     with pytest.raises(FastRCNNError, match=r"data.train.0.proposals is not set"):
         runpy.run_path(str(TOOL))["main"]()
+
+
+def test_tool_makes_one_part_and_says_how_to_join(tmp_path, in_threads, monkeypatch, capsys):
+    (tmp_path / "images").mkdir()
+    write_data_set(tmp_path / "images", 3, width=60, height=40)
+    config = tmp_path / "c.yaml"
+    data = f"[{{format: folder, root: {tmp_path}/images, proposals: {tmp_path}/p.safetensors}}]"
+    config.write_text(f"classes: [box]\ndata: {{train: {data}, test: {data}}}\n")
+    monkeypatch.syspath_prepend(TOOL.parent)
+    command = ["proposals.py", str(config), "data.workers=0", "--processes", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "--part", "1/2"])
+    main = runpy.run_path(str(TOOL))["main"]
+    main()
+    assert in_threads == ["000", "002"]
+    done, join, again = capsys.readouterr().out.splitlines()
+    assert done == f"{tmp_path}/p.safetensors: part 1/2 is done: 2 images, 2 of them searched now"
+    assert join.startswith("when all 2 parts are done, join them")
+    assert again.endswith(f"proposals.py {config} data.workers=0")
+    monkeypatch.setattr(sys, "argv", command)
+    main()
+    assert in_threads == ["000", "002", "001"] and capsys.readouterr().out.count("in 3 images") == 2
+    monkeypatch.setattr(sys, "argv", [*command, "--part", "3/2"])
+    with pytest.raises(FastRCNNError, match="part 3/2: is none"):
+        main()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        main()
+    assert "--part: torchrun makes the parts itself" in capsys.readouterr().err

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from fastrcnn import config as configs
-from fastrcnn.data.propose import propose
+from fastrcnn.data.propose import propose, propose_part
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.proposals.unfinished import Part
 
 
 def test_each_data_set_has_its_boxes_and_recall(tree):
@@ -28,7 +29,7 @@ def test_sets_that_share_a_file_are_searched_once(tree, tmp_path, monkeypatch):
         return np.array([[0, 0, 20, 20]], np.float32)
 
     monkeypatch.setattr("fastrcnn.proposals.make.selective_search", search)
-    monkeypatch.setattr("fastrcnn.proposals.make._search_all", _in_this_process)
+    monkeypatch.setattr("fastrcnn.proposals.make._search_all", in_this_process)
     for part in ("train", "test"):
         tree["data"][part] = [tree["data"]["train"][0] | {"proposals": str(tmp_path / "p.safetensors")}]
     sets = list(propose(configs.from_dict(tree)))
@@ -36,7 +37,7 @@ def test_sets_that_share_a_file_are_searched_once(tree, tmp_path, monkeypatch):
     assert sorted(searched) == sorted(r.id for r in sets[0].records)
 
 
-def _in_this_process(todo, config, processes, total):
+def in_this_process(todo, config, processes, total):
     from fastrcnn.proposals.make import _search_one
 
     yield from (_search_one(record.id, record.path, config) for record in todo)
@@ -46,3 +47,8 @@ def test_a_set_that_names_no_proposals_is_refused_before_any_search(tree):
     tree["data"]["test"][0]["proposals"] = None
     with pytest.raises(FastRCNNError, match=r"data\.test\.0\.proposals is not set"):
         next(propose(configs.from_dict(tree)))
+
+
+def test_parts_of_proposals_that_are_only_read_are_refused(tree):
+    with pytest.raises(FastRCNNError, match="no data set has a .safetensors file of proposals"):
+        propose_part(configs.from_dict(tree), Part(1, 2))

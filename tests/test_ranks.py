@@ -12,9 +12,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from test_propose import in_this_process
 
 from fastrcnn import config as configs
 from fastrcnn import ranks
+from fastrcnn.data.propose import propose
 from fastrcnn.detect.detector import Detector
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.run import detect_part, evaluate_weights
@@ -101,6 +103,22 @@ def test_a_resumed_run_of_three_ranks_is_the_unbroken_one_bit_for_bit(accumulate
     ran(torchrun(3, TRAIN, file, f"output={broken}", "solver.max_iterations=13"))
     ran(torchrun(3, TRAIN, file, f"output={broken}", "--resume"))
     assert difference(whole, broken) == 0
+
+
+@needs_gloo
+def test_ranks_search_proposals_in_parts_and_one_joins_them(tree, tmp_path, monkeypatch):
+    for part in ("train", "test"):
+        tree["data"][part][0]["proposals"] = str(tmp_path / "p.safetensors")
+    file, alone = tmp_path / "run.yaml", tmp_path / "alone.safetensors"
+    file.write_text(yaml.safe_dump(tree))
+    said = ran(torchrun(2, TRAIN.with_name("proposals.py"), file, "--processes", 1))
+    assert said.count("boxes an image in") == 2 and "12 of 12 images are finished already" in said
+    for part in ("train", "test"):
+        tree["data"][part][0]["proposals"] = str(alone)
+    monkeypatch.setattr("fastrcnn.proposals.make._search_all", in_this_process)
+    assert len(list(propose(configs.from_dict(tree)))) == 2
+    assert (tmp_path / "p.safetensors").read_bytes() == alone.read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process of a rank in /proc")

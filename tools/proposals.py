@@ -3,17 +3,25 @@
 For each data set of data.train, data.validation and data.test: a .safetensors file in `proposals` is made, or
 completed, on all cores (a killed run resumes); files of other formats are only checked. Then recall at IoU 0.5
 and 0.7 and average recall (over IoU 0.5 to 1) are printed.
+
+A large set is searched in parts: under torchrun, which starts one for each of its ranks and joins them, or as jobs of
+a batch queue with --part 1/8 to --part 8/8, which the same command without --part then joins.
 """
 
 import argparse
+import os
 
-from _common import parser, run
+from _common import command_line, parser, run, shown
 
 
 def arguments() -> argparse.Namespace:
     p = parser(__doc__, config=True)
     p.add_argument("--processes", type=int, metavar="N", help="how many images at a time; all cores by default")
-    return p.parse_intermixed_args()
+    p.add_argument("--part", metavar="K/N", help="search only every Nth image from the Kth on; without recall")
+    args = p.parse_intermixed_args()
+    if args.part is not None and os.environ.get("WORLD_SIZE", "1") != "1":
+        p.error("--part: torchrun makes the parts itself; leave --part out, or start it without torchrun")
+    return args
 
 
 def main() -> None:
@@ -21,10 +29,18 @@ def main() -> None:
 
     from fastrcnn.config_files import load
     from fastrcnn.data.check_report import trials_text
-    from fastrcnn.data.propose import propose
+    from fastrcnn.data.propose import propose, propose_part
     from fastrcnn.proposals.trial import SAMPLE, is_low, try_settings
+    from fastrcnn.proposals.unfinished import Part
 
+    part = None if args.part is None else Part.parse(args.part)
     config = load(args.config, args.overrides)
+    if part:
+        for done in propose_part(config, part, args.processes):
+            print(f"{done.path}: part {part} is done: {done.images} images, {done.searched} of them searched now")
+        join = command_line("proposals", shown(args.config), *args.overrides)
+        print(f"when all {part.total} parts are done, join them; what a lost one lacks is then searched:\n{join}")
+        return
     missed: list = []  # the records of data sets whose objects the proposals miss
     for found in propose(config, args.processes):
         recall, images = found.recall, len(found.records)
@@ -42,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, "finished work is saved; run the same command again to resume")
+    run(main, "finished work is saved; run the same command again to resume", parallel=True)

@@ -1,43 +1,34 @@
-"""The proposals of a whole data set: selective search in many processes, into one file."""
+"""The proposals of a whole data set: selective search in many processes, into one file, at once or in parts."""
 
-import hashlib
-import json
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Real
 from tqdm import tqdm
 
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import file_digest, lock, remove_leftovers
+from fastrcnn.files import DIGEST_SIZE, file_digest, lock, remove_leftovers
 from fastrcnn.images import read_image
-from fastrcnn.journal import Journal, pack, unpack
+from fastrcnn.journal import Journal
 from fastrcnn.processes import cores, workers
 from fastrcnn.proposals.proposals import check_settings
 from fastrcnn.proposals.selective_search import selective_search
 from fastrcnn.proposals.stored import StoredProposals, compact, read_stored, write_stored
+from fastrcnn.proposals.unfinished import Part, SearchedImage, Unfinished
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class SearchedImage:
-    """The finished work on one image."""
-
-    id: str
-    digest: bytes  # of the image file
-    size: tuple[int, int]  # width, height of the upright image
-    boxes: Real[np.ndarray, "P 4"]  # best first, as `compact` leaves them: of 100,000 images they are 1.6 GB
+class ImagesFailedError(FastRCNNError):
+    """All other images are finished and kept."""
 
 
 def make_proposals(
@@ -47,50 +38,72 @@ def make_proposals(
 
     Images that the file has already, made with the same settings from the same bytes, are skipped, and images
     beyond `records` stay in it. Each finished image goes at once to a journal beside the file, from which a killed run
-    resumes; the file itself appears, or is replaced, when all are done. What it holds depends on the images and the
-    settings, not on the number of processes.
+    resumes, and those of make_part are taken over; the file itself appears, or is replaced, when all are done. What it
+    holds depends on the images and the settings, not on the number of processes and parts.
 
-    Raises FastRCNNError when another run works on the file, when the file was made with other settings, when it cannot
-    be written, and, after all others are done, when an image cannot be read.
+    Raises FastRCNNError when another run works on the file or on a part of it, when the file was made with other
+    settings, when it cannot be written, and, after all others are done, ImagesFailedError when an image cannot be read.
     """
+    path, records = _checked(records, path, processes)
+    unfinished = Unfinished(path, config)
+    with lock(path.with_name(f".{path.name}.lock"), f"the proposals file {path.name}"), ExitStack() as held:
+        remove_leftovers(path.parent, path.name)
+        file = _read_finished(path, config)
+        if _takes_no_more(file, records, unfinished):
+            return
+        stored, parts = _images(file), unfinished.parts()
+        del file  # it is open, and Windows does not replace such a one
+        for part in parts:
+            held.enter_context(unfinished.lock(part))
+        journal = unfinished.journal()
+        made = dict(stored)
+        for each in (*map(unfinished.journal, parts), journal):
+            made |= {m.id: m for m in each.items}
+        todo = _todo(records, {m.id: m.digest for m in made.values()}, unfinished)
+        with closing(_finish(todo, journal, config, processes, len(records))) as results:
+            made |= {m.id: m for m in results}
+        if made != stored:
+            order = dict.fromkeys([*stored, *(r.id for r in records), *made])
+            write_stored(path, _as_stored([made[i] for i in order], unfinished.made_by))
+        unfinished.remove(parts)
+
+
+def make_part(
+    records: Sequence[ImageRecord], path: str | Path, config: ProposalsConfig, part: Part, processes: int | None = None
+) -> tuple[int, int]:
+    """One part of the work of make_proposals, beside others at the same time or another: the images are searched into
+    a journal of its own. make_proposals joins all parts, and searches what they lack.
+
+    Returns how many images the part has, and how many of them were searched now. Raises FastRCNNError as make_proposals
+    does, and when another run works on the same part.
+    """
+    path, records = _checked(records, path, processes)
+    share, unfinished = part.of(records), Unfinished(path, config)
+    with unfinished.lock(part):
+        file = _read_finished(path, config)
+        if _takes_no_more(file, share, unfinished):
+            return len(share), 0
+        finished = _digests(file)
+        del file  # it is open, and Windows does not replace such a one
+        for other in (None, *unfinished.parts()):  # which may be of another number of parts, and have some of these
+            if other != part:
+                finished |= {m.id: m.digest for m in unfinished.journal(other).items}
+        journal = unfinished.journal(part)
+        finished |= {m.id: m.digest for m in journal.items}
+        todo = _todo(share, finished, unfinished)
+        with closing(_finish(todo, journal, config, processes, len(share))) as results:
+            return len(share), sum(1 for _ in results)
+
+
+def _checked(
+    records: Sequence[ImageRecord], path: str | Path, processes: int | None
+) -> tuple[Path, Sequence[ImageRecord]]:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise FastRCNNError(f"{path}: proposals are written to .safetensors files only; name one")
     if processes is not None and processes < 1:
         raise FastRCNNError(f"the number of processes is {processes}; it must be at least 1")
-    records = _distinct(records, path)
-    made_by = config.model_dump(exclude={"dense"}) | {"max_per_image": config.search_cap, "opencv": cv2.__version__}
-    # The journal's name holds the settings, so that it cannot be taken for one of others.
-    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:8]
-    with lock(path.with_name(f".{path.name}.lock"), f"the proposals file {path.name}"):
-        remove_leftovers(path.parent, path.name)
-        stored, stored_by = _read_finished(path)
-        if stored:
-            check_settings(path, stored_by, config)
-        journal = Journal(path.with_name(f"{path.name}.{key}.partial"), {"proposals": made_by}, _encode, _decode)
-        made = stored | {m.id: m for m in journal.items}
-        todo = [r for r in records if r.id not in made or made[r.id].digest != _digest(r.path)]
-        if todo and stored and stored_by != made_by:
-            changed = [key for key in made_by if stored_by.get(key) != made_by[key]]
-            differences = ", ".join(f"{key} {stored_by.get(key)} instead of {made_by[key]}" for key in changed)
-            raise FastRCNNError(
-                f"{path}: lacks {len(todo)} images and was made with {differences}; name another file to search all of "
-                "them again"
-            )
-        changed = [r.id for r in todo if r.id in made]
-        if changed:
-            log.warning("%s: %d images have changed (first: %s) and are searched again", path, len(changed), changed[0])
-        if len(todo) < len(records):
-            log.info("%s: %d of %d images are finished already", path, len(records) - len(todo), len(records))
-        if todo:
-            with journal, closing(_search_all(todo, config, processes, len(records))) as results:
-                for result in results:
-                    journal.append(result)
-                    made[result.id] = result
-        if made != stored:
-            order = dict.fromkeys([*stored, *(r.id for r in records), *made])
-            write_stored(path, _as_stored([made[i] for i in order], made_by))
-        journal.remove()
+    return path, _distinct(records, path)
 
 
 def _distinct(records: Sequence[ImageRecord], path: Path) -> list[ImageRecord]:
@@ -114,33 +127,87 @@ def _digest(path: Path) -> bytes | None:
         return None
 
 
-def _read_finished(path: Path) -> tuple[dict[str, SearchedImage], dict[str, Any]]:
-    """The images of the file, and how it was made; empty when there is none yet."""
+def _read_finished(path: Path, config: ProposalsConfig) -> StoredProposals:
+    """The file, without images when there is none yet. Raises FastRCNNError when it was made with other settings."""
     if not path.exists():
-        return {}, {}
+        return _as_stored([], {})
     stored = read_stored(path)
-    assert stored.sizes is not None and stored.digests is not None
-    made = {
-        image_id: SearchedImage(image_id, digest.tobytes(), (width, height), compact(stored.rows(i)))
-        for i, (image_id, digest, (width, height)) in enumerate(
-            zip(stored.ids, stored.digests, stored.sizes.tolist(), strict=True)
+    if stored.ids:
+        check_settings(path, stored.made_by, config)
+    return stored
+
+
+def _takes_no_more(file: StoredProposals, records: Sequence[ImageRecord], unfinished: Unfinished) -> bool:
+    """Whether the file is complete, and of another OpenCV or with more boxes an image than are asked for, so that
+    nothing may be added. Raises FastRCNNError when it is such a file, and lacks images."""
+    if not file.ids or file.made_by == unfinished.made_by:
+        return False
+    if lacking := _lacking(records, _digests(file)):
+        raise FastRCNNError(
+            f"{unfinished.path}: lacks {len(lacking)} images and was made with {unfinished.difference(file.made_by)}; "
+            "name another file to search all of them again"
+        )
+    return True
+
+
+def _lacking(records: Sequence[ImageRecord], finished: Mapping[str, bytes]) -> list[ImageRecord]:
+    return [r for r in records if r.id not in finished or finished[r.id] != _digest(r.path)]
+
+
+def _digests(stored: StoredProposals) -> dict[str, bytes]:
+    assert stored.digests is not None
+    return {image_id: digest.tobytes() for image_id, digest in zip(stored.ids, stored.digests, strict=True)}
+
+
+def _images(stored: StoredProposals) -> dict[str, SearchedImage]:
+    assert stored.sizes is not None
+    return {
+        image_id: SearchedImage(image_id, digest, (width, height), compact(stored.rows(i)))
+        for i, ((image_id, digest), (width, height)) in enumerate(
+            zip(_digests(stored).items(), stored.sizes.tolist(), strict=True)
         )
     }
-    return made, stored.made_by
 
 
 def _as_stored(made: list[SearchedImage], made_by: dict[str, Any]) -> StoredProposals:
     return StoredProposals(
         ids=[m.id for m in made],
         offsets=np.cumsum([0] + [len(m.boxes) for m in made]),
-        boxes=np.concatenate([m.boxes for m in made]),
-        sizes=np.array([m.size for m in made]),
-        digests=np.array([list(m.digest) for m in made]),
+        boxes=np.concatenate([np.zeros((0, 4), np.int16), *(m.boxes for m in made)]),
+        sizes=np.array([m.size for m in made], np.int32).reshape(-1, 2),
+        digests=np.array([list(m.digest) for m in made], np.uint8).reshape(-1, DIGEST_SIZE),
         made_by=made_by,
     )
 
 
 # ---- the search in processes of its own
+
+
+def _todo(records: Sequence[ImageRecord], finished: Mapping[str, bytes], unfinished: Unfinished) -> list[ImageRecord]:
+    """The images of `records` that are not finished, by the digests of those that are, or have changed since."""
+    path, todo = unfinished.path, _lacking(records, finished)
+    if changed := [r.id for r in todo if r.id in finished]:
+        log.warning("%s: %d images have changed (first: %s) and are searched again", path, len(changed), changed[0])
+    if len(todo) < len(records):
+        log.info("%s: %d of %d images are finished already", path, len(records) - len(todo), len(records))
+    if todo:
+        unfinished.tell_of_other_settings()
+    return todo
+
+
+def _finish(
+    todo: Sequence[ImageRecord],
+    journal: Journal[SearchedImage],
+    config: ProposalsConfig,
+    processes: int | None,
+    total: int,
+) -> Generator[SearchedImage, None, None]:
+    """Search, and give each image when it is in the journal."""
+    if todo:
+        with journal, closing(_search_all(todo, config, processes, total)) as results:
+            for result in results:
+                journal.append(result)
+                yield result
 
 
 def _search_all(
@@ -164,7 +231,7 @@ def _search_all(
                 failures.append(e)
             bar.update()
     if failures:
-        raise FastRCNNError(
+        raise ImagesFailedError(
             f"{failures[0]} ({len(failures)} of {total} images failed, the others are kept; run again to resume)"
         )
 
@@ -179,17 +246,3 @@ def _search_one(image_id: str, path: Path, config: ProposalsConfig) -> SearchedI
     if digest is None:
         raise FastRCNNError(f"{path}: cannot be read any more; restore it or leave it out")
     return SearchedImage(image_id, digest, (image.shape[1], image.shape[0]), compact(boxes))
-
-
-# ---- the journal of an unfinished run
-
-
-def _encode(made: SearchedImage) -> dict[str, Any]:
-    return {"id": made.id, "digest": made.digest.hex(), "size": made.size, "boxes": pack(made.boxes)}
-
-
-def _decode(line: dict[str, Any]) -> SearchedImage:
-    width, height = line["size"]
-    return SearchedImage(
-        line["id"], bytes.fromhex(line["digest"]), (width, height), compact(unpack(line["boxes"]).reshape(-1, 4))
-    )

@@ -32,7 +32,7 @@ def evaluate_coco(
     precision, recall = [], []
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         for k in range(1, class_count):  # one at a time: all at once take 20 GB for 5 million detections
-            scoring = _scored(*_of_class(k, detections, ground_truth), max_detections)
+            scoring = _scored(k, *_of_class(k, detections, ground_truth), max_detections)
             precision.append(scoring.eval["precision"])  # [T, R, K, A, M]
             recall.append(scoring.eval["recall"])  # [T, K, A, M]
         scoring.eval |= {"precision": np.concatenate(precision, axis=2), "recall": np.concatenate(recall, axis=1)}
@@ -48,14 +48,14 @@ def _of_class(k: int, detections: DetectionRows, ground_truth: ObjectRows) -> tu
     return chosen_rows(detections, detections.classes == k), chosen_rows(ground_truth, ground_truth.classes == k)
 
 
-def _scored(detections: DetectionRows, ground_truth: ObjectRows, max_detections: int) -> COCOeval:
-    """What pycocotools has accumulated for one class."""
+def _scored(k: int, detections: DetectionRows, ground_truth: ObjectRows, max_detections: int) -> COCOeval:
+    """What pycocotools has accumulated for class k, of which all rows are."""
     images = np.union1d(detections.images, ground_truth.images).tolist()
     objects = _annotations(ground_truth, iscrowd=ground_truth.difficult.astype(int))
     found = _annotations(detections, iscrowd=np.zeros(len(detections.scores), int), score=detections.scores)
-    scoring = COCOeval(_coco(images, objects), _coco(images, found), "bbox")
+    scoring = COCOeval(_coco(k, images, objects), _coco(k, images, found), "bbox")
     scoring.params.maxDets = [1, min(10, max_detections), max_detections]  # summarize wants three
-    scoring.params.catIds = [1]
+    scoring.params.catIds = [k]
     scoring.evaluate()
     scoring.accumulate()
     return scoring
@@ -67,7 +67,7 @@ def _annotations(rows: DetectionRows | ObjectRows, **columns: np.ndarray) -> lis
     columns = {
         "id": np.arange(1, len(sizes) + 1),
         "image_id": rows.images,
-        "category_id": np.ones(len(sizes), int),
+        "category_id": rows.classes,
         "bbox": np.concatenate((rows.boxes[:, :2], sizes), axis=1),
         "area": sizes.prod(axis=1),
         **columns,
@@ -76,11 +76,11 @@ def _annotations(rows: DetectionRows | ObjectRows, **columns: np.ndarray) -> lis
     return [dict(zip(columns, row, strict=True)) for row in values]
 
 
-def _coco(images: list[int], annotations: list[dict]) -> COCO:
+def _coco(k: int, images: list[int], annotations: list[dict]) -> COCO:
     coco = COCO()
     coco.dataset = {
         "images": [{"id": i} for i in images],
-        "categories": [{"id": 1}],
+        "categories": [{"id": k}],
         "annotations": annotations,
     }
     coco.createIndex()

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.distributed.run import get_args_parser
 
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
@@ -27,6 +28,8 @@ REPO = Path(__file__).resolve().parent.parent
 TOOLS = REPO / "tools"
 DOCS = sorted({*REPO.glob("*.md"), *REPO.glob("[a-z]*/README.md")} - {REPO / "CHANGELOG.md"})  # speaks of the past
 MADE_BY_USERS = ("my.yaml", "mine.yaml", "data.yaml", "exp.yaml")
+
+TORCHRUN = get_args_parser()
 
 each_document = pytest.mark.parametrize("path", DOCS, ids=lambda path: path.relative_to(REPO).as_posix())
 
@@ -93,8 +96,8 @@ def parse(words: list[str], monkeypatch) -> argparse.Namespace:
 def commands(path: Path) -> list[list[str]]:
     """Those of blocks, and those in running text that are more than the name of a tool."""
     lines = "\n".join(blocks(path, "", "sh", "shell", "bash")).splitlines()
-    found = [shlex.split(line, comments=True) for line in lines if re.match(r"(python|fastrcnn|make) ", line)]
-    inline = re.findall(r"`((?:python tools/|fastrcnn |make )[^`]+)`", prose(path))
+    found = [shlex.split(line, comments=True) for line in lines if re.match(r"(python|fastrcnn|make|torchrun) ", line)]
+    inline = re.findall(r"`((?:python tools/|fastrcnn |make |torchrun --)[^`]+)`", prose(path))
     return found + [words for words in map(shlex.split, inline) if len(words) > 2 or words[0] == "make"]
 
 
@@ -110,6 +113,10 @@ def test_commands_parse_and_their_settings_fit_the_schema(path, monkeypatch, tmp
         if words[0] == "make":
             assert all(re.search(rf"^{target}:", makefile, re.M) for target in words[1:]), line
             continue
+        if words[0] == "torchrun":
+            started = TORCHRUN.parse_args(words[1:])
+            words = [started.training_script, *started.training_script_args]
+            words = words if started.no_python else ["python", *words]
         if words[0] == "python" and not words[1].startswith("tools/"):
             continue  # python -m pytest
         if {"-h", "--help", "--version"} & {*words}:
@@ -146,7 +153,11 @@ def test_keys_and_flags_are_known(path):
         for key in re.findall(rf"(?<![\w./])(?:{sections})\.(?!{files})[\w.*]+", code):
             assert is_key(key.rstrip(".")), f"{path.name}: `{code}`: {key} is no key of a configuration"
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", code):
-            known = f'"{flag}"' in tools or code.startswith(("pip ", "git ", "pytest ", "uv "))
+            known = (
+                f'"{flag}"' in tools
+                or flag in TORCHRUN.format_help()
+                or code.startswith(("pip ", "git ", "pytest ", "uv "))
+            )
             assert known, f"{path.name}: `{code}`: no tool takes {flag}"
 
 

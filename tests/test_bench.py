@@ -163,7 +163,8 @@ def test_scale_measures_in_a_process_of_its_own_and_deletes_the_set(monkeypatch,
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(scale, "_parts", lambda made: [("AP", ["voc"])])
     cases = scale.scale([4])["cases"]
-    assert cases["4 pictures, AP"].keys() == {"s", "MB"} and cases["4 pictures, made for this"]["proposals MB"] > 0.06
+    assert cases["4 pictures, AP"].keys() == {"s", "CPU s", "MB"}
+    assert cases["4 pictures, made for this"]["proposals MB"] > 0.06
     monkeypatch.setattr(scale, "_measured", lambda words, made: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         scale.scale([4])

@@ -88,7 +88,7 @@ def run(main: Callable[[], int | None], resume: str = "", parallel: bool = False
             stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
     logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, format="%(message)s", stream=sys.stderr)
     if not parallel and os.environ.get("WORLD_SIZE", "1") != "1":
-        sys.exit(is_main() and "error: this tool works in one process: start it without torchrun" or 1)
+        sys.exit("error: this tool works in one process: start it without torchrun" if is_main() else 1)
     if not is_main():
         os.environ.setdefault("TQDM_DISABLE", "1")  # one bar
     code: int | str | None

@@ -185,7 +185,7 @@ def prepare(
 def _refuse_other_data(config: Config, digest: str, ranks: Ranks) -> None:
     """Raise FastRCNNError where ranks read other data or settings: they would add up gradients of different runs."""
     free = {"output": "", "feature_cache": "", "data": None}  # where things are may differ between machines
-    settings = str({**to_dict(config), **free, "seed": config.seed})
+    settings = str({**to_dict(config), **free})
     seen = ranks.gather((digest, settings))
     for rank, (other, its_settings) in enumerate(seen):
         what = "data" if other != seen[0][0] else "settings" if its_settings != seen[0][1] else None

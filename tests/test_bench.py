@@ -19,7 +19,7 @@ from fastrcnn.model.fast_rcnn import FastRCNN  # noqa: E402
 from bench import detection, parts, scale, scale_parts, systems, training  # noqa: E402
 from bench.report import as_text  # noqa: E402
 from bench.scale_set import make_set  # noqa: E402
-from bench.timing import Stages  # noqa: E402
+from bench.timing import BUSY, Stages, busy_programs  # noqa: E402
 
 
 def test_the_arithmetic_of_the_paper_s_network():
@@ -48,6 +48,21 @@ def test_backward_counts_for_trained_layers_only():
     stages.close()
     assert stages.gflop["forward"] == pytest.approx(1e-9 * 2 * 5 * (200 + 600 + 1200))
     assert stages.gflop["backward"] == pytest.approx(1e-9 * 2 * 5 * (600 + 2 * 1200))
+
+
+def test_busy_programs_work_for_as_long_as_asked(monkeypatch):
+    started = []
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *words, **how: started.append(real(*words, **how)) or started[-1])
+    with busy_programs(2):
+        assert [program.poll() for program in started] == [None, None]
+    assert len(started) == 2 and None not in [program.poll() for program in started]
+
+
+def test_a_busy_program_ends_with_the_one_that_started_it():
+    program = subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE)
+    program.communicate(timeout=20)  # its stdin is closed, as when the other was killed
+    assert program.returncode == 0
 
 
 def test_wrapped_functions_and_generators_are_timed_and_put_back():

@@ -1,13 +1,10 @@
-import math
-
 import pytest
 import torch
 
 from fastrcnn.config import ModelConfig
 from fastrcnn.detect.detector import _copied
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.model.fast_rcnn import FastRCNN, dropout, rms, scaled_start
-from fastrcnn.model.losses import multi_task_loss
+from fastrcnn.model.fast_rcnn import FastRCNN, dropout
 
 ROIS = [torch.tensor([[0.0, 0, 30, 40], [10, 5, 60, 50]]), torch.tensor([[5.0, 5, 45, 30]])]
 
@@ -96,23 +93,6 @@ def test_dropout_keeps_the_mean():
     kept = dropout(torch.ones(4000, 50), 0.3, [(torch.Generator().manual_seed(seed), 2000) for seed in (0, 1)])
     assert sorted(kept.unique().tolist()) == pytest.approx([0, 1 / 0.7])
     assert kept.mean().item() == pytest.approx(1, abs=0.01)
-
-
-def test_scaled_start_puts_the_first_loss_at_ln_k():
-    """Features ten times too large for a plain start: its loss is far from ln K, the scaled start's is not."""
-    model = network(fc_width=256, dropout=0.0)
-    pooled = 12 * torch.randn(64, model.fc6.in_features, generator=torch.Generator().manual_seed(2)).relu()
-    labels, targets = torch.arange(64) % 5, torch.zeros(64, 4)
-
-    def first_loss():
-        scores, deltas = model.siblings(model.fully_connected(pooled))
-        return multi_task_loss(scores, deltas, labels, targets, 1.0)["loss_cls"].item()
-
-    with torch.no_grad():
-        assert first_loss() > 1.15 * math.log(5)
-        scaled_start(model, pooled)
-        assert first_loss() == pytest.approx(math.log(5), rel=0.15)
-        assert rms(model.fully_connected(pooled)) == pytest.approx(1, rel=0.01)
 
 
 def test_bfloat16_is_near_float32_and_stops_before_the_siblings():

@@ -1,17 +1,21 @@
 """A scaled loss: what is not scaled is tested in test_loop.py, what a GPU does in test_cuda.py."""
 
+import math
 import threading
 from copy import deepcopy
 
 import pytest
 import torch
+from test_fast_rcnn import network
 from test_loop import config_of
 
 from fastrcnn.errors import NotFiniteError
+from fastrcnn.model.fast_rcnn import rms
+from fastrcnn.model.losses import multi_task_loss
 from fastrcnn.train.checkpoint import load_latest, restore, save_checkpoint
 from fastrcnn.train.loop import prepare
 from fastrcnn.train.solver import make_scaler
-from fastrcnn.train.step import train_step
+from fastrcnn.train.step import scaled_start, train_step
 
 
 @pytest.fixture
@@ -70,3 +74,20 @@ def test_float16_alone_has_a_scale_and_a_checkpoint_keeps_it(run, tmp_path):
     again = make_scaler(run.model)
     restore(load_latest(tmp_path, run.config, run.digest), run.model, run.optimizer, again)
     assert again.state_dict() == scaler.state_dict() and again.state_dict()["scale"] == 64
+
+
+def test_scaled_start_puts_the_first_loss_at_ln_k():
+    """Features ten times too large for a plain start: its loss is far from ln K, the scaled start's is not."""
+    model = network(fc_width=256, dropout=0.0)
+    pooled = 12 * torch.randn(64, model.fc6.in_features, generator=torch.Generator().manual_seed(2)).relu()
+    labels, targets = torch.arange(64) % 5, torch.zeros(64, 4)
+
+    def first_loss():
+        scores, deltas = model.siblings(model.fully_connected(pooled))
+        return multi_task_loss(scores, deltas, labels, targets, 1.0)["loss_cls"].item()
+
+    with torch.no_grad():
+        assert first_loss() > 1.15 * math.log(5)
+        scaled_start(model, pooled)
+        assert first_loss() == pytest.approx(math.log(5), rel=0.15)
+        assert rms(model.fully_connected(pooled)) == pytest.approx(1, rel=0.01)

@@ -16,10 +16,10 @@ from fastrcnn.errors import FastRCNNError, NotFiniteError
 from fastrcnn.model import backbones, torchvision_weights
 from fastrcnn.model.backbones import NORMALISATIONS, Normalisation
 from fastrcnn.model.checkpoint_file import read_checkpoint
-from fastrcnn.model.fast_rcnn import scaled_start
 from fastrcnn.model.svd import compress_weights
 from fastrcnn.model.weights import build, initialise, load_model, save_weights, unfold_statistics, write_start
 from fastrcnn.train.loop import train
+from fastrcnn.train.step import scaled_start
 
 STATISTICS = TargetStatistics(torch.randn(6, 4) / 10, torch.rand(6, 4) + 0.1)
 

@@ -2,6 +2,7 @@
 
   bench.py detect                 a 500x375 picture, 2,000 proposals, VGG16 with fc layers of 4096, random weights
   bench.py detect WEIGHTS IMAGE   your network on your picture, with proposals by selective search
+  bench.py detect --busy 2        the same beside two busy programs of the lowest priority; so do the others
   bench.py train                  an iteration of N=2, R=128 on such pictures
   bench.py train --cached         the same from stored features: short side 400, fc layers of 1024, bfloat16
   bench.py systems                Table 4 of the paper: Fast R-CNN, with SVD, SPPnet and R-CNN, and their parts
@@ -34,6 +35,7 @@ def main() -> None:
     args.add_argument("--proposals", metavar="N", type=int, help="systems: of the picture (default 2000)")
     args.add_argument("--pictures", metavar="N", type=int, nargs="+", help="scale: how many (default 1000 10000)")
     args.add_argument("--rounds", type=int, default=7, help="turns whose median is given (default 7)")
+    args.add_argument("--busy", metavar="N", type=int, default=0, help="beside so many busy programs of low priority")
     args.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     args.add_argument("--small", action="store_true", help="small sizes, to try this tool")
     args.add_argument("--json", action="store_true", help="print JSON")
@@ -49,6 +51,9 @@ def main() -> None:
     if args.pictures is not None and (args.what != "scale" or min(args.pictures) < 2):
         sys.exit("error: --pictures N goes with scale, and is at least 2")
 
+    if args.busy < 0:
+        sys.exit("error: --busy N is at least 0")
+
     if args.device != "cpu" and (args.cached or args.what not in (None, *ON_A_GPU)):
         sys.exit(f"error: --device goes with {', '.join(ON_A_GPU)}; the others measure the CPU")
 
@@ -57,30 +62,32 @@ def main() -> None:
 
     from bench import detection, parts, scale, systems, training
     from bench.report import as_text, machine
+    from bench.timing import busy_programs
 
     device = choose_device(args.device)
     set_cuda(CudaConfig())
-    if args.weights:
-        result = detection.own(args.weights, args.image, args.rounds, device)
-    elif args.cached:
-        result = training.cached(args.rounds, args.small)
-    else:
-        work = {
-            "detect": partial(detection.detect, device=device),
-            "train": partial(training.train, device=device),
-            "systems": partial(systems.systems, proposals=args.proposals or 2000),
-            "roi_pool": partial(parts.pooling, device=device),
-            "nms": partial(parts.suppression, device=device),
-            "evaluate": parts.evaluation,
-            "proposals": parts.proposals,
-            "start": parts.start,
-            "scale": lambda _, small: scale.scale(args.pictures or ([20] if small else [1000, 10_000])),
-        }
-        if args.what is None:
+    work = {
+        "detect": partial(detection.detect, device=device),
+        "train": partial(training.train, device=device),
+        "systems": partial(systems.systems, proposals=args.proposals or 2000),
+        "roi_pool": partial(parts.pooling, device=device),
+        "nms": partial(parts.suppression, device=device),
+        "evaluate": parts.evaluation,
+        "proposals": parts.proposals,
+        "start": parts.start,
+        "scale": lambda _, small: scale.scale(args.pictures or ([20] if small else [1000, 10_000])),
+    }
+    with busy_programs(args.busy):
+        if args.weights:
+            result = detection.own(args.weights, args.image, args.rounds, device)
+        elif args.cached:
+            result = training.cached(args.rounds, args.small)
+        elif args.what is None:
             result = {"parts": {what: work[what](args.rounds, args.small) for what in ON_A_GPU}}
         else:
             result = work[args.what](args.rounds, args.small)
-    result = {"machine": machine(device), **result}
+    beside = {"busy programs beside": args.busy} if args.busy else {}
+    result = {"machine": {**machine(device), **beside}, **result}
     print(json.dumps(result, indent=1) if args.json else as_text(result))
 
 

@@ -34,6 +34,7 @@ from fastrcnn.model.fast_rcnn import REDUCED, FastRCNN, Features
 from fastrcnn.model.roi_features import bins_first, unique_rois
 from fastrcnn.model.score_thresholds import ScoreThresholds
 from fastrcnn.model.weights import load_model
+from fastrcnn.threads import one_thread
 
 log = logging.getLogger(__name__)
 
@@ -223,6 +224,7 @@ class Detector:
         return measured.limits(self.config.classes, otherwise)
 
     @torch.inference_mode()
+    @one_thread()
     def _find(self, pixels: UInt8[np.ndarray, "H W 3"], proposals: ArrayLike | Tensor, score: Score) -> Detections:
         scores, boxes = self.classify(pixels, as_rois(proposals).to(self.device))
         test = self.config.test
@@ -234,6 +236,7 @@ class Detector:
         return found.above(self.score_limits(score)) if score == "auto" else found
 
     @torch.inference_mode()
+    @one_thread()
     def best_of_each_class(
         self, image: Picture, proposals: ArrayLike | Tensor | None = None, image_id: str | None = None
     ) -> tuple[Detections, Float32[np.ndarray, "K _"]]:
@@ -251,6 +254,7 @@ class Detector:
         return Detections(found, classes, best, tuple(self.config.classes)), top.cpu().numpy()
 
     @torch.inference_mode()
+    @one_thread()
     def classify(self, image: UInt8[np.ndarray, "H W 3"], rois: Float32[Tensor, "R 4"]) -> Rows:
         """Probabilities and boxes of every RoI, and of the boxes of a second pass; see views.look_at.
 

@@ -23,6 +23,7 @@ from fastrcnn.model.roi_features import RoIFeatures, channels_first, unique_rois
 from fastrcnn.model.score_thresholds import ScoreThresholds
 from fastrcnn.model.skip_pooling import Merge, pooled_ends
 from fastrcnn.model.warp import CROPS_PER_CHUNK, context_windows, warp
+from fastrcnn.threads import all_threads
 
 REDUCED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 Features = list[list[Float[Tensor, "_ _ _"]]]  # for each layer that RoIs are pooled from, the map of each image
@@ -111,6 +112,7 @@ class FastRCNN(nn.Module):
     def _reduced_precision(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, REDUCED.get(self.precision), enabled=self.precision in REDUCED)
 
+    @all_threads()
     def frozen_features(self, image: Float[Tensor, "3 H W"]) -> Float[Tensor, "c _ _"]:
         """The layers that never change: a normalised image -> their output, without gradient.
 
@@ -125,6 +127,7 @@ class FastRCNN(nn.Module):
                 maps = layer(maps)
             return maps[0].to(self.feature_type)  # local response normalisation gives float32
 
+    @all_threads()
     def trained_features(self, maps: list[Float[Tensor, "c _ _"]]) -> Features:
         """The layers that learn: N outputs of frozen_features -> N feature maps of each pooled layer.
 
@@ -207,6 +210,7 @@ class FastRCNN(nn.Module):
             crops = warp(image, chunk, self.config.warp_size)
             yield checkpoint(self._features_of_crops, crops, use_reentrant=False, preserve_rng_state=False)
 
+    @all_threads()
     def _features_of_crops(self, crops: Float[Tensor, "r 3 S S"]) -> Float[Tensor, "r C P P"]:
         maps = crops.contiguous(memory_format=torch.channels_last)
         with self._reduced_precision():
@@ -215,10 +219,12 @@ class FastRCNN(nn.Module):
             maps = self.backbone[self.frozen_depth :](maps)
         return F.adaptive_max_pool2d(maps.float(), self.config.pool_size)
 
+    @all_threads()
     def _merged_bins(self, merge: Merge, layer: int, bins: Float[Tensor, "U _"]) -> Float[Tensor, "U C"]:
         with self._reduced_precision():
             return merge.of_bins(layer, bins)
 
+    @all_threads()
     def fully_connected(
         self, pooled: Float[Tensor, "R CPP"], dropout_seeds: list[tuple[int, int]] | None = None
     ) -> Float32[Tensor, "R fc_width"]:
@@ -323,21 +329,6 @@ def dropout(
     width, device = x.shape[1], x.device
     drawn = torch.cat([torch.rand(rows, width, generator=each, device=device) for each, rows in masks])
     return x * (drawn >= probability) / (1 - probability)
-
-
-@torch.no_grad()
-def scaled_start(model: FastRCNN, pooled: Float[Tensor, "R CPP"]) -> None:
-    """Start fc6 and fc7 for weights that come without them; `pooled` are features of some real RoIs.
-
-    VGG16's features are about 10 in RMS after max pooling. A plain start multiplies that through both layers, the first
-    loss is three times ln K, and the network retreats to the class prior for good. So pooled features are divided by
-    their RMS, and fc6 and fc7 are rescaled so that each puts out RMS 1.
-    """
-    model.feature_scale.fill_(1 / rms(pooled))
-    x = pooled * model.feature_scale
-    for layer in (model.fc6, model.fc7):
-        layer.weight /= rms(F.relu(layer(x)))
-        x = F.relu(layer(x))
 
 
 def rms(x: Float[Tensor, "*n"]) -> float:

@@ -22,6 +22,7 @@ from torchvision.ops import roi_pool as torchvision_roi_pool
 from fastrcnn.config import ModelConfig
 
 ROIS_PER_CHUNK = 512  # a chunk of 7x7x512 features is 51 MB in float32; larger ones gain nothing in fc6
+LEVELS = 64  # more than the logarithm of any map's side
 BINS_PER_GATHER = 2000  # 4 MB of 512 float32 channels: the maximum finds in cache what the gather before it left there
 EachBin = Callable[[Float[Tensor, "U C"]], Float[Tensor, "U _"]]  # other channels in place of those of pooled bins
 
@@ -197,11 +198,11 @@ def _pool_by_table(feature: Tensor, cells: Tensor, sizes: Sequence[int], each: E
 
 def _distinct_bins(
     cells: Int64[Tensor, "R 4"], sizes: Sequence[int], height: int, width: int
-) -> tuple[Int64[Tensor, "U 4"], Int64[Tensor, "U 2"], Int64[Tensor, "RB"]]:
+) -> tuple[Int64[Tensor, "U 4"], Int64[Tensor, "U"], Int64[Tensor, "RB"]]:
     """The bins of RoIs (cells), each kind once: bins, levels, and for each bin of each RoI its index into them.
 
-    A bin is (x1, y1, x2, y2), half open. Its levels (y, x) are the logarithms of the largest power-of-two window that
-    fits in it, -1 for an empty bin; bins are sorted by them.
+    A bin is (x1, y1, x2, y2), half open. Its level is LEVELS * i + j where 2^i rows of 2^j cells are the largest
+    power-of-two window that fits in it, -1 for an empty bin; bins are sorted by level.
     """
     x1, x2, columns = _distinct_intervals(cells[:, 0], cells[:, 2], sizes, width)
     y1, y2, rows = _distinct_intervals(cells[:, 1], cells[:, 3], sizes, height)
@@ -211,9 +212,9 @@ def _distinct_bins(
     row, column = keys.long() // len(x1), keys.long() % len(x1)
     bins = torch.stack((x1[column], y1[row], x2[column], y2[row]), dim=1)
 
-    levels = torch.frexp((bins[:, [3, 2]] - bins[:, [1, 0]]).float()).exponent.long() - 1
-    levels[(levels < 0).any(dim=1)] = -1
-    order = torch.argsort(levels[:, 0] * 64 + levels[:, 1], stable=True)
+    log2 = torch.frexp((bins[:, [3, 2]] - bins[:, [1, 0]]).float()).exponent.long() - 1
+    levels = torch.where((log2 < 0).any(dim=1), -1, LEVELS * log2[:, 0] + log2[:, 1])
+    order = torch.argsort(levels, stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
     return bins[order], levels[order], rank[index]
@@ -230,7 +231,7 @@ def _distinct_intervals(
 
 
 def _bin_maxima(
-    feature: Float[Tensor, "C h w"], bins: Int64[Tensor, "U 4"], levels: Int64[Tensor, "U 2"]
+    feature: Float[Tensor, "C h w"], bins: Int64[Tensor, "U 4"], levels: Int64[Tensor, "U"]
 ) -> Float[Tensor, "U C"]:
     """The maximum over each bin of a map; bins (cells) are sorted by `levels`.
 
@@ -241,8 +242,9 @@ def _bin_maxima(
     maxima = feature.new_empty(len(bins), len(feature))
     scratch = feature.new_empty(BINS_PER_GATHER, len(feature))
     row_level = column_level = done = 0
-    groups, counts = torch.unique_consecutive(levels, dim=0, return_counts=True)
-    for (i, j), count in zip(groups.tolist(), counts.tolist(), strict=True):
+    groups, counts = torch.unique_consecutive(levels, return_counts=True)
+    for group_level, count in zip(groups.tolist(), counts.tolist(), strict=True):
+        i, j = divmod(group_level, LEVELS)
         group = slice(done, done + count)
         done += count
         if i < 0:

@@ -42,7 +42,7 @@ def build(config: Config) -> FastRCNN:
 def initialise(model: FastRCNN, config: Config) -> set[str]:
     """Give the model the weights that config.model.weights names, and their normalisation of pixels.
 
-    Returns the names of the layers that were loaded. fc6 and fc7, if not among them, wait for fast_rcnn.scaled_start;
+    Returns the names of the layers that were loaded. fc6 and fc7, if not among them, wait for step.scaled_start;
     cls_score and bbox_pred keep the start of models/VGG16/train.prototxt (N(0, 0.01) and N(0, 0.001), biases 0) unless
     they come from an earlier run with the same class list: that bbox_pred waits for unfold_statistics. Raises
     FastRCNNError for weights that cannot be had or do not fit.

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from fastrcnn.config import Config
 from fastrcnn.data.loader import Batch, BatchDataset, batches
 from fastrcnn.data.sampling import dropout_seed
 from fastrcnn.errors import FastRCNNError, NotFiniteError
-from fastrcnn.model.fast_rcnn import FastRCNN, Features, rms, scaled_start
+from fastrcnn.model.fast_rcnn import FastRCNN, Features, rms
 from fastrcnn.model.losses import counts, diagnostics, multi_task_loss
 from fastrcnn.ranks import ALONE, Ranks
 from fastrcnn.train.hard_examples import hardest_batch, learnt_from
@@ -156,3 +157,18 @@ def start_head(model: FastRCNN, loaded: set[str], first: Sequence[Batch], per_im
     else:
         model.feature_scale *= rms(torch.cat(pooled))  # of the features that fc6 knows; merged ones have RMS 1
         log.info("merged features are multiplied by %.2f, for fc6 has weights already", float(model.feature_scale))
+
+
+@torch.no_grad()
+def scaled_start(model: FastRCNN, pooled: Float[Tensor, "R CPP"]) -> None:
+    """Start fc6 and fc7 for weights that come without them; `pooled` are features of some real RoIs.
+
+    VGG16's features are about 10 in RMS after max pooling. A plain start multiplies that through both layers, the first
+    loss is three times ln K, and the network retreats to the class prior for good. So pooled features are divided by
+    their RMS, and fc6 and fc7 are rescaled so that each puts out RMS 1.
+    """
+    model.feature_scale.fill_(1 / rms(pooled))
+    x = pooled * model.feature_scale
+    for layer in (model.fc6, model.fc7):
+        layer.weight /= rms(F.relu(layer(x)))
+        x = F.relu(layer(x))

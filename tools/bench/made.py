@@ -18,7 +18,7 @@ from fastrcnn.data.image_set import ImageSet
 from fastrcnn.data.loader import Batch, BatchDataset
 from fastrcnn.data.shapes import draw_image
 from fastrcnn.images import image_scale, prepare_image, read_image
-from fastrcnn.model.fast_rcnn import FastRCNN, factors, rms, scaled_start
+from fastrcnn.model.fast_rcnn import FastRCNN, factors, rms
 from fastrcnn.model.roi_features import RoIFeatures, project, roi_cells, unique_rois
 from fastrcnn.model.weights import build
 from fastrcnn.train import step
@@ -96,7 +96,7 @@ def calibrate(model: FastRCNN, config: Config, path: Path, proposals: np.ndarray
     with torch.no_grad():
         pooled = model.pool(model.features([image]), [model.project(rois, scale)]).flatten(1)
         if isinstance(model.fc6, nn.Linear):
-            scaled_start(model, pooled)
+            step.scaled_start(model, pooled)
         else:
             model.fc7.U.weight /= rms(model.fully_connected(pooled))
         scores, deltas = model.siblings(model.fully_connected(pooled))

@@ -2,6 +2,8 @@
 
 import contextlib
 import statistics
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +23,31 @@ def wait() -> None:
     """Until a GPU has done what it was given: else only the giving would be timed."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+BUSY = """
+import os, threading
+if hasattr(os, "nice"):
+    os.nice(19)
+def watch():
+    os.read(0, 1)  # ends with the program that started this one
+    os._exit(0)
+threading.Thread(target=watch).start()
+while True:
+    pass
+"""
+
+
+@contextlib.contextmanager
+def busy_programs(count: int) -> Iterator[None]:
+    """Beside so many programs that do nothing but work, at the lowest priority where the system has any."""
+    programs = [subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.communicate()
 
 
 def medians(rounds: int, cases: Mapping[str, Callable[[], object]]) -> dict[str, float]:

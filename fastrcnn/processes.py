@@ -25,6 +25,8 @@ else:
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+AT_ONCE = 200  # jobs that a process is given at once, at most
+
 
 def cores() -> int:
     """How many processors this process may use."""
@@ -74,18 +76,22 @@ def workers(processes: int) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def map_images(work: Callable[[Job], Result], jobs: Sequence[Job], processes: int, doing: str) -> list[Result]:
-    """`work` on every job, with a bar that says what is done; in this process if `processes` is 1.
+def map_images(
+    work: Callable[[Job], Result], jobs: Sequence[Job], processes: int, doing: str, delay: float = 0
+) -> Iterator[Result]:
+    """`work` on every job, in their order, with a bar after `delay` seconds; in this process if `processes` is 1.
 
     Raises FastRCNNError when a process dies.
     """
     with nullcontext() if processes == 1 else workers(processes) as pool:
-        results = map(work, jobs) if pool is None else pool.map(work, jobs, chunksize=len(jobs) // (processes * 8) + 1)
+        at_once = min(len(jobs) // (processes * 8) + 1, AT_ONCE)
+        results = map(work, jobs) if pool is None else pool.map(work, jobs, chunksize=at_once)
         try:
-            return list(tqdm(results, total=len(jobs), desc=doing, unit="image", leave=False))
+            yield from tqdm(results, total=len(jobs), desc=doing, unit="image", leave=False, delay=delay)
         except BrokenProcessPool:
             raise FastRCNNError(
-                f"{doing}: a process died, perhaps for lack of memory; run again with fewer processes"
+                f"{doing}: a process died, perhaps for lack of memory: run again with fewer processes. (In a script of "
+                'your own, such calls stand below `if __name__ == "__main__":`)'
             ) from None
 
 

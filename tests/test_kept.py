@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from made_annotations import CLASSES, draw, make_voc, thing, xml
 
 from fastrcnn import files
 from fastrcnn.annotations import kept, objects
+from fastrcnn.annotations import read as read_module
 from fastrcnn.annotations.read import read_each_data_set
-from fastrcnn.annotations.records import Source
+from fastrcnn.annotations.records import Source, class_index
 from fastrcnn.config_data import DataConfig, DataSetConfig
+from fastrcnn.errors import FastRCNNError
 
 BOXES = [(11, 6, 20, 15), (2, 3, 30, 20)]
 times = itertools.count(10**9)
@@ -73,11 +76,11 @@ def yolo(root):
     return DataSetConfig(format="yolo", root=str(root))
 
 
-def read(dataset, **data):
+def read(dataset, classes=CLASSES, **data):
     """(all that is said of each image, problems); proposals that are not there are the place to keep it."""
     found = []
     dataset = dataset.model_copy(update={"proposals": str(Path(dataset.root) / "p.safetensors")})
-    (records,) = read_each_data_set([dataset], DataConfig(**data), CLASSES, found)
+    (records,) = read_each_data_set([dataset], DataConfig(**data), classes, found)
     plain = [
         {n: (v.dtype, v.tolist()) if isinstance(v, np.ndarray) else v for n, v in vars(record).items()}
         for record in records
@@ -98,9 +101,55 @@ def test_the_second_reading_opens_nothing_and_gives_the_same(tmp_path, opened, m
     dataset = make(tmp_path)
     first, before = read(dataset), len(opened)
     assert before == len(first[0]) and any(record["boxes"][1] for record in first[0])
-    assert read(dataset) == first and len(opened) == before
+    (path,) = tmp_path.glob(".p.*")
+    written = path.stat()
+    assert read(dataset) == first and len(opened) == before and path.stat() == written
     if make is voc:
         assert first[1] and first[0][3]["stated"].origins
+
+
+@pytest.mark.parametrize("make", [voc, coco, yolo])
+def test_every_format_can_be_read_by_another_process(tmp_path, make):
+    dataset = make(tmp_path)
+    sources = read_module.FORMATS[dataset.format](dataset, DataConfig(), class_index(CLASSES)).sources
+    for source, copy in zip(sources, pickle.loads(pickle.dumps(sources)), strict=True):
+        (record, problems), (other, its_problems) = source.read(), copy.read()
+        assert record.boxes.tolist() == other.boxes.tolist() and problems == its_problems
+
+
+def test_processes_read_a_large_set_to_the_same(tmp_path, opened, monkeypatch):
+    dataset = voc(tmp_path)
+    monkeypatch.setattr(kept, "LARGE", 99)
+    first = read(dataset)
+    opened.clear()
+    monkeypatch.setattr(read_module, "MANY", 1)
+    monkeypatch.setattr(read_module, "cores", lambda: 2)
+    assert read(dataset) == first and not opened
+    assert read(dataset, workers=0) == first and opened
+
+
+def test_what_changes_while_others_are_read_is_read_again(tmp_path, monkeypatch):
+    dataset, image_size = voc(tmp_path), objects.image_size
+
+    def changed_then(picture):
+        if picture.name == "b.jpg":
+            change(tmp_path / "Annotations" / "a.xml", xml(thing("dog", BOXES[1])))
+        return image_size(picture)
+
+    monkeypatch.setattr(objects, "image_size", changed_then)
+    assert len(read(dataset)[0][0]["boxes"][1]) == 2
+    assert read(dataset)[0][0]["boxes"][1] == [[1, 2, 30, 20]]
+
+
+def test_two_runs_at_once_keep_one_whole_file(tmp_path, opened):
+    dataset = voc(tmp_path).model_copy(update={"proposals": str(tmp_path / "p.safetensors")})
+    data, index = DataConfig(), class_index(CLASSES)
+    runs = [read_module.read_data_set(dataset, data, index, kept.KeptRecords(dataset, data, index)) for _ in range(2)]
+    for _ in zip(*runs, strict=True):
+        pass
+    assert len(opened) == 8 and len(list(tmp_path.glob(".p.*"))) == 1
+    read(dataset)
+    assert len(opened) == 8
 
 
 def test_only_what_changed_is_read_again(tmp_path, opened):
@@ -130,6 +179,25 @@ def test_other_settings_read_again(tmp_path, opened, settings):
     opened.clear()
     read(dataset, **settings, drop_empty=True, workers=3, limit=4)
     assert not opened
+
+
+def test_other_classes_and_another_version_read_again(tmp_path, opened, monkeypatch):
+    dataset = voc(tmp_path)
+    first, _ = read(dataset)
+    second, _ = read(dataset, CLASSES[::-1])
+    assert [r["classes"][1] for r in first] == [[3 - n for n in r["classes"][1]] for r in second]
+    monkeypatch.setattr(kept, "_code", lambda: "another")
+    read(dataset, CLASSES[::-1])
+    assert len(opened) == 12
+
+
+def test_a_set_with_an_error_is_read_again(tmp_path, opened):
+    dataset = voc(tmp_path)
+    change(tmp_path / "Annotations" / "d.xml", xml(thing("bird")))
+    for _ in range(2):
+        with pytest.raises(FastRCNNError, match="bird"):
+            read(dataset)
+    assert len(opened) == 8
 
 
 def test_other_classes_of_yolo_read_again(tmp_path):

@@ -1,13 +1,16 @@
 import logging
-from xml.etree.ElementTree import fromstring
+from xml.etree.ElementTree import ParseError, TreeBuilder, fromstring
 
 import numpy as np
 import pytest
-from hypothesis import given
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import DefusedXMLParser
+from hypothesis import example, given
 from hypothesis import strategies as st
 from made_annotations import PART, draw, expect_error, make_voc, read, read_one, thing, xml
 from oracles_mutations import fuzzing, mutated
 
+from fastrcnn.annotations import xml_tree
 from fastrcnn.annotations.voc_xml import origins
 from fastrcnn.errors import FastRCNNError
 
@@ -234,6 +237,25 @@ SEEDS = [
     ),
     xml(f"<object><name>cat</name>{BNDBOX * 2}</object>").replace("<annotation>", '<annotation xmlns="a">').encode(),
 ]
+
+
+def parsed(data):
+    """The elements of a file, or what it is refused for."""
+    try:
+        return [(e.tag, e.text, e.tail, e.attrib) for e in xml_tree._parse(data).iter()]
+    except (DefusedXmlException, ParseError, ValueError, LookupError) as e:
+        return type(e)
+
+
+@fuzzing
+@given(mutated(SEEDS))
+@example(b'<?xml version="1.0" encoding="cp037"?>' + '<!DOCTYPE a [<!ENTITY b "c">]><annotation/>'.encode("cp037"))
+@example(b'<?xml version="1.0" encoding="utf-7"?><annotation>+ADwAIQ-</annotation>')
+def test_the_fast_parser_reads_and_refuses_what_defusedxml_does(data):
+    fast = parsed(data)
+    with pytest.MonkeyPatch.context() as slow:
+        slow.setattr(xml_tree, "XMLParser", lambda: DefusedXMLParser(target=TreeBuilder()))
+        assert parsed(data) == fast
 
 
 @pytest.fixture(scope="module")

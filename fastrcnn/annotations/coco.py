@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrcnn.annotations.coco_file import CocoFile, Entry, id_key, read_coco_file
+from fastrcnn.annotations.coco_file import Entry, id_key, read_coco_file
 from fastrcnn.annotations.folders import Pictures, image_id, is_picture
 from fastrcnn.annotations.objects import ObjectReader, read_size, turn_box, unreadable
 from fastrcnn.annotations.problems import Problem
@@ -39,7 +39,9 @@ def list_coco(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) -
             try:
                 below, path = pictures.find(entry.name, _near(file.path, pictures.root))
                 identity = image_id(below)
-                read: Callable[[], Found] = partial(_read_image, entry, identity, path, file, data, index)
+                read: Callable[[], Found] = partial(
+                    _read_image, entry, identity, path, file.path, file.names, data, index
+                )
                 used.add((path, below))
             except FastRCNNError as e:
                 read = partial(unreadable, Problem("missing image", path, None, f"{e}; {file.path} names it"), data)
@@ -113,16 +115,22 @@ def _folder_of(name: str, below: str) -> str:
 
 
 def _read_image(
-    entry: Entry, record_id: str, path: Path, file: CocoFile, data: DataConfig, index: dict[str, int]
+    entry: Entry,
+    record_id: str,
+    path: Path,
+    file: Path,
+    names: dict[str, str],
+    data: DataConfig,
+    index: dict[str, int],
 ) -> Found:
     size, problems = read_size(path, data)
     if size is None:
         return None, problems
-    reader, image = ObjectReader(file.path, size, data, index), f"image {entry.name}"
+    reader, image = ObjectReader(file, size, data, index), f"image {entry.name}"
     if reader.fits(path, entry.size, image):
         for annotation in entry.annotations:
             reader.begin(f"annotation {annotation.get('id')!s:.60} of {image}")
-            _read_object(reader, annotation, file.names)
+            _read_object(reader, annotation, names)
     return reader.record(record_id, path, image)
 
 

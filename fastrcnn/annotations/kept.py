@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,20 +46,22 @@ class KeptRecords:
         if self.path.exists():
             self._load()
 
-    def read(self, source: Source) -> Found:
-        """An image as source.read gives it."""
-        name = _name(source)
-        if name is None:
-            return source.read()
-        row = self._known.get(name)
-        found = source.read() if row is None else self._restored(row, source)
-        if found[0] is not None and all(problem.outcome != "error" for problem in found[1]):
-            self._kept[name] = found
-            self._new |= row is None
-        return found
+    def read(self, sources: Sequence[Source], opened: Callable[[Sequence[Source]], Iterator[Found]]) -> Iterator[Found]:
+        """The images as source.read gives them; those that no earlier run has read come from `opened`. In the end all
+        are kept for the next run, unless the caller has stopped at one that is an error, or the folder cannot be
+        written."""
+        names = list(map(_name, sources))  # before their files are opened: what changes from here on is not kept
+        rows = [None if name is None else self._known.get(name) for name in names]
+        others = opened([source for source, row in zip(sources, rows, strict=True) if row is None])
+        for source, name, row in zip(sources, names, rows, strict=True):
+            found = next(others) if row is None else self._restored(row, source)
+            if name is not None and found[0] is not None:
+                self._kept[name] = found
+                self._new |= row is None
+            yield found
+        self._save()
 
-    def save(self) -> None:
-        """Keep the images that were read, for the next run. A folder that cannot be written keeps nothing."""
+    def _save(self) -> None:
         if not self._new or len(self._kept) < LARGE or not self.path.parent.is_dir():
             return
         import torch

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -133,16 +134,17 @@ def _nearest(name: str, names: tuple[str, ...]) -> str:
 
 def put_on_edge(box: Box, right: float, bottom: float, rounding: float) -> Float64[np.ndarray, "4"]:
     """The box whose sides that leave [0, right] x [0, bottom] by no more than `rounding` are put on its edge."""
-    low, high = box[:2].tolist(), zip(box[2:].tolist(), (right, bottom), strict=True)
-    low = [0.0 if -rounding <= value < 0 else value for value in low]
-    return np.array(low + [edge if edge < value <= edge + rounding else value for value, edge in high], np.float64)
+    x1, y1, x2, y2 = box.tolist()
+    x1, y1 = (0.0 if -rounding <= value < 0 else value for value in (x1, y1))
+    x2, y2 = (edge if edge < value <= edge + rounding else value for value, edge in ((x2, right), (y2, bottom)))
+    return np.array([x1, y1, x2, y2], np.float64)
 
 
 def _fault(box: Box, size: tuple[int, int]) -> tuple[str, str] | None:
     """(kind, description) of what is wrong with a box."""
-    if np.isnan(box).any():
-        return "box unreadable", "does not hold four numbers"
     x1, y1, x2, y2 = box.tolist()
+    if any(map(math.isnan, (x1, y1, x2, y2))):
+        return "box unreadable", "does not hold four numbers"
     if x2 < x1 or y2 < y1:
         return "box inside out", "is inside out"
     if not (x2 > x1 and y2 > y1):

@@ -11,10 +11,9 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-
-from tqdm import tqdm
 
 from fastrcnn.annotations.coco import list_coco
 from fastrcnn.annotations.folders import image_id
@@ -27,6 +26,9 @@ from fastrcnn.annotations.yolo import list_yolo
 from fastrcnn.config_data import DataConfig, DataSetConfig, SplitConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import file_digest
+from fastrcnn.processes import cores, map_images
+
+MANY = 10_000  # images; fewer are read within some seconds, by this process alone
 
 FORMATS: dict[str, Callable[[DataSetConfig, DataConfig, dict[str, int]], Listing]] = {
     "voc": list_files,
@@ -85,8 +87,9 @@ def read_data_set(
 ) -> Iterator[Found]:
     """The images of one data set, one after another; what is wrong with the set itself first, without a record.
 
-    `index` is class_index's. With `kept`, files that an earlier run has read are not opened again. Raises FastRCNNError
-    when the set as a whole cannot be read.
+    `index` is class_index's. With `kept`, files that an earlier run has read are not opened again. A large set is read
+    by as many processes as there are cores, with data.workers 0 by this one. Raises FastRCNNError when the set as a
+    whole cannot be read.
     """
     root, labelled, images = Path(dataset.root), 0, 0
     try:
@@ -97,19 +100,22 @@ def read_data_set(
     if listing.problems:
         yield None, listing.problems
     sources = choose(listing.sources, dataset, data)
-    for source in tqdm(sources, desc="annotations", unit="image", leave=False, delay=1):
-        record, problems = kept.read(source) if kept else source.read()
+    many = len(sources) >= MANY and data.workers > 0
+    opened = partial(map_images, _read, processes=cores() if many else 1, doing="annotations", delay=1)
+    for record, problems in kept.read(sources, opened) if kept else opened(sources):
         refused = sum(p.object is not None and p.outcome in ("error", "skipped") for p in problems)
         if record is not None and refused:
             record = replace(record, refused=refused)
         yield record, problems
         images += 1
         labelled += record is not None and record.annotation is not None
-    if kept:
-        kept.save()
     if images and not labelled and (other := recognise(root, dataset.format)):
         text = f"no annotation of this format belongs to a picture; {other}"
         yield None, [Problem("another format", root, None, text)]
+
+
+def _read(source: Source) -> Found:
+    return source.read()
 
 
 def image_paths(dataset: DataSetConfig, data: DataConfig) -> list[Path]:

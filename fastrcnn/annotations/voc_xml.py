@@ -37,6 +37,7 @@ OTHER_SHAPES = {
     "circle": "a circle",
     "cuboid": "a cuboid",
 }
+SIDES = ("xmin", "ymin", "xmax", "ymax")
 FLAGS = {"": False, "0": False, "1": True, "false": False, "true": True, "unspecified": False}  # Unspecified: VOC2007
 
 
@@ -79,7 +80,7 @@ def _outermost(parent: Element) -> Iterator[Element]:
 
 def _stated_size(root: Element) -> tuple[int | str | None, int | str | None]:
     """(width, height), None for what is not stated."""
-    width, height = ((root.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
+    width, height = _texts(root.find("size"), ("width", "height"))
     return int(width) if width.isdecimal() else width or None, int(height) if height.isdecimal() else height or None
 
 
@@ -151,7 +152,12 @@ def _sides(element: Element) -> list[str]:
     The original takes the first <xmin> anywhere below <object> (lib/datasets/pascal_voc.py), so that it reads a
     <part>'s box for 26 objects of VOC whose parts come first.
     """
-    return [(element.findtext(f"bndbox/{side}") or "").strip() for side in ("xmin", "ymin", "xmax", "ymax")]
+    return _texts(element.find("bndbox"), SIDES)
+
+
+def _texts(parent: Element | None, tags: Sequence[str]) -> list[str]:
+    """What the first child of each tag holds; "" without one."""
+    return ["" if parent is None else (parent.findtext(tag) or "").strip() for tag in tags]
 
 
 # ---- writing
@@ -201,13 +207,12 @@ def _escaped(text: str) -> str:
 # ---- is the first pixel 0 or 1?
 
 
-SIDES = ("xmin", "ymin", "xmax", "ymax")
 VOC = 1, "marked as PASCAL VOC's"
 
 
 def origins(root: Element) -> Iterator[tuple[int, str]]:
     """(0 or 1, how it is shown) for each thing in the file that shows the coordinate of its first pixel."""
-    source = {child.tag: (child.text or "").strip() for child in root.findall("source/*")}
+    source = {child.tag: (child.text or "").strip() for parent in root.findall("source") for child in parent}
     mark = _mark(root, source)
     if mark is not None:
         yield mark

@@ -21,7 +21,7 @@ def decode_all(paths: Sequence[Path], processes: int | None) -> tuple[Digests, l
     """Decode every image, in `processes`, all cores by default. Raises FastRCNNError when a process dies."""
     # a process takes as long to start as to decode some hundred
     processes = max(min(processes or cores(), len(paths) // 64), 1)
-    seen = map_images(_decode, paths, processes, "decoding images")
+    seen = list(map_images(_decode, paths, processes, "decoding images"))
     digests = {path: digest for path, (digest, _) in zip(paths, seen, strict=True)}
     return digests, [problem for _, found in seen for problem in found]
 

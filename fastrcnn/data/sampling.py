@@ -140,6 +140,7 @@ def _choose(candidates: Int64[Tensor, "_"], wanted: int, rng: np.random.Generato
     return candidates[torch.from_numpy(rng.permutation(len(candidates))[:wanted])]
 
 
+AT_ONCE = 64  # images whose targets are computed together: of one there are few, and each operation costs its call
 MIN_STD = 0.01  # ours: a class with one foreground RoI has std 0, which would divide its targets by nothing
 
 
@@ -155,6 +156,7 @@ class TargetSums:
         self.count = torch.zeros(num_classes, 1, dtype=torch.float64)
         self.total = torch.zeros(num_classes, 4, dtype=torch.float64)
         self.squares = torch.zeros(num_classes, 4, dtype=torch.float64)
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # foreground RoIs, their objects, and classes
 
     def add(self, record: ImageRecord, proposals: Float32[np.ndarray, "P 4"]) -> None:
         """Add the RoIs of one image; proposals [P, 4] in image pixels."""
@@ -163,15 +165,25 @@ class TargetSums:
         gt_boxes, gt_classes = torch.from_numpy(record.boxes), torch.from_numpy(record.classes)
         rois = torch.cat((gt_boxes, torch.from_numpy(proposals)))
         overlap, nearest = box_ops.iou(rois, gt_boxes).max(dim=1)
-        foreground = overlap >= self.foreground_iou
-        targets = box_ops.encode(rois[foreground], gt_boxes[nearest[foreground]], self.last_pixel).double()
-        labels = gt_classes[nearest[foreground]]
+        foreground = torch.nonzero(overlap >= self.foreground_iou).squeeze(1)
+        matched = nearest[foreground]
+        self._waiting.append((rois[foreground], gt_boxes[matched], gt_classes[matched]))
+        if len(self._waiting) == AT_ONCE:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        if not self._waiting:
+            return
+        rois, objects, labels = map(torch.cat, zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        targets = box_ops.encode(rois, objects, self.last_pixel).double()
         self.count.index_add_(0, labels, torch.ones(len(labels), 1, dtype=torch.float64))
         self.total.index_add_(0, labels, targets)
         self.squares.index_add_(0, labels, targets.square())
 
     def numbers(self) -> list[Any]:
         """All that was added, as JSON holds it, to the bit."""
+        self._add_waiting()
         return [self.count.tolist(), self.total.tolist(), self.squares.tolist()]
 
     def put_numbers(self, numbers: list[Any]) -> None:
@@ -183,6 +195,7 @@ class TargetSums:
 
     def statistics(self, flip: bool) -> TargetStatistics:
         """Mean and std of every class, [K, 4], with or without the flipped half of the set."""
+        self._add_waiting()
         count, total = self.count.clamp(min=1), self.total.clone()
         if flip:
             total[:, 0] = 0

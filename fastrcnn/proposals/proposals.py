@@ -53,6 +53,9 @@ class Proposals(Mapping[str, np.ndarray]):
         config, sizes = self._dense
         return with_dense(boxes, *sizes[image_id], image_id, config)
 
+    def __contains__(self, image_id: object) -> bool:  # Mapping's would read the boxes
+        return image_id in self._index
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored.ids)
 

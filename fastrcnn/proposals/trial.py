@@ -49,7 +49,7 @@ def try_settings(
         return []
     variants = _variants(sample, config)
     jobs = [(record, config.model_copy(update=settings)) for settings in variants for record in sample]
-    found = map_images(_search, jobs, min(processes or cores(), len(jobs)), "trying settings")
+    found = list(map_images(_search, jobs, min(processes or cores(), len(jobs)), "trying settings"))
     trials = []
     for i, settings in enumerate(variants):
         rows = found[i * len(sample) : (i + 1) * len(sample)]

@@ -1,6 +1,7 @@
 """Every tool as its user runs it, end to end on a small made set."""
 
 import json
+import platform
 import runpy
 import signal
 import subprocess
@@ -246,3 +247,28 @@ def test_proposals_of_a_training_set_without_objects_are_not_searched(workspace)
     said = run("proposals", "small.yaml", *names, cwd=workspace, code=1).stderr
     assert "data.train: holds no object of any class" in said and "nearest to" in said
     assert not (workspace / "none.safetensors").exists()
+
+
+FRESH = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import resource
+import numpy as np
+from _common import keep_memory
+if sys.argv[2] == "keep":
+    keep_memory()
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.empty(2**24, np.uint8).fill(1)
+    np.empty(2**26, np.uint8).fill(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this switch")
+def test_kept_memory_is_not_asked_for_again():
+    def pages(how):
+        words = [sys.executable, "-c", FRESH, str(REPO / "tools"), how]
+        return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+    assert pages("keep") * 10 < pages("give back")

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import io
 import logging
@@ -61,6 +62,19 @@ def command_line(tool: str, *words: object) -> str:
 def shown(path: object) -> str:
     """A path as it is shown: a configuration that comes with the package by the name that the tools take."""
     return str(path).replace(f"{CONFIGS}{os.sep}", "" if by_command else "configs/")
+
+
+def keep_memory() -> None:
+    """Let this process keep what it frees, where the C library is glibc; call it before long work.
+
+    Each step of training frees gigabytes and asks for them again, and the system gives fresh pages, zeroed: a tenth of
+    a step from stored features. What is kept is what was needed at once, and gaps: 0.5 GB of VGG16's 1.4.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:  # musl has none
+            mallopt(-4, 0)  # M_MMAP_MAX: no block has a mapping of its own
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes at the end of the heap that go back
 
 
 def is_main() -> bool:

@@ -11,16 +11,17 @@
   bench.py --device cuda          detect, train, roi_pool and nms, one after the other, on a GPU; or name one of them
 
 The floor is the arithmetic (multiply-adds of convolutions and fully connected layers, backward of trained layers only)
-at the rate of a 4096^3 matrix product in the same precision. Everything is timed in turns within one run; figures are
-medians. The other words are of the CPU. On a GPU each time is taken once the device has done its work, float32 is
-without TF32, and the memory is what tensors take at the peak beside weights, gradients and momentum.
+at the rate of a 4096^3 matrix product in the same precision, by torch's usual library or by oneDNN, whichever is the
+faster. Everything is timed in turns within one run; figures are medians. The other words are of the CPU. On a GPU each
+time is taken once the device has done its work, float32 is without TF32, and the memory is what tensors take at the
+peak beside weights, gradients and momentum.
 """
 
 import json
 import sys
 from functools import partial
 
-from _common import parser, run
+from _common import keep_memory, parser, run
 
 ON_A_GPU = ("detect", "train", "roi_pool", "nms")
 WORDS = ("detect", "train", "systems", "roi_pool", "nms", "evaluate", "proposals", "start", "scale")
@@ -64,6 +65,8 @@ def main() -> None:
     from bench.report import as_text, machine
     from bench.timing import busy_programs
 
+    if args.what == "train":
+        keep_memory()
     device = choose_device(args.device)
     set_cuda(CudaConfig())
     work = {

@@ -1,6 +1,6 @@
 """Train Fast R-CNN as a configuration says."""
 
-from _common import command_line, is_main, parser, run, shown
+from _common import command_line, is_main, keep_memory, parser, run, shown
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
         for line in replay(config, args.replay):
             print(line)
         return
+    keep_memory()
     try:
         done = fastrcnn.train(config, args.resume)
     except NotFiniteError as e:

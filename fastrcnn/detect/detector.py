@@ -29,6 +29,7 @@ from fastrcnn.device import set_cuda
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import prepare_image
 from fastrcnn.inputs import Picture, as_pixels, as_rois
+from fastrcnn.model import onednn
 from fastrcnn.model.backbones import without_batch_norm
 from fastrcnn.model.fast_rcnn import REDUCED, FastRCNN, Features
 from fastrcnn.model.roi_features import bins_first, unique_rois
@@ -329,4 +330,7 @@ def _copied(model: FastRCNN, device: torch.device) -> FastRCNN:
         copies[id(weight)] = nn.Parameter(copy, requires_grad=False)
     copied = deepcopy(model, copies).to(device).eval()  # deepcopy takes what is in its memo for a copy made already
     copied.bins_first = True
+    if device.type == "cpu" and model.precision == "float32" and onednn.faster_here():
+        for name in copied.fc_layers:
+            setattr(copied, name, onednn.by_onednn(getattr(copied, name)))
     return copied

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from tqdm import trange
 
+from fastrcnn.model.onednn import Product
+
 PRECISIONS = ("float32", "bfloat16")
 ASSEMBLY = "assembly, float32"
 CPU = torch.device("cpu")
@@ -65,12 +67,21 @@ def medians(rounds: int, cases: Mapping[str, Callable[[], object]]) -> dict[str,
 
 
 def products(size: int, device: torch.device) -> dict[str, Callable[[], object]]:
-    """Square matrix products in both precisions: what the device can do."""
+    """Square matrix products in both precisions, on a CPU also by oneDNN: what the device can do."""
     cases: dict[str, Callable[[], object]] = {}
     for name in PRECISIONS:
         a, b = (torch.randn(size, size, dtype=getattr(torch, name), device=device) for _ in range(2))
         cases[f"product {name}"] = partial(torch.matmul, a, b)
+        if device.type == "cpu" and torch.backends.mkldnn.is_available():
+            layer = Product(torch.nn.Linear(size, size, bias=False, dtype=a.dtype))
+            cases[f"product {name} by oneDNN"] = partial(torch.inference_mode()(layer), a)
     return cases
+
+
+def rates(seconds: Mapping[str, float], size: int) -> dict[str, float]:
+    """GFLOP a second of the faster product [size, size] in each precision."""
+    names = {name: (f"product {name}", f"product {name} by oneDNN") for name in PRECISIONS}
+    return {name: 2e-9 * size**3 / min(seconds[w] for w in ways if w in seconds) for name, ways in names.items()}
 
 
 class Stages:
@@ -114,7 +125,7 @@ class Stages:
             self.seconds[stage] += time.perf_counter() - started.pop()
 
         def count(layer: Any, inputs: tuple, output: Any) -> None:
-            forward = 2e-9 * output.numel() * layer.weight[0].numel()
+            forward = 2e-9 * output.numel() * layer.weight.shape[1:].numel()
             self.gflop[stage] += forward
             if learning and layer.weight.requires_grad:
                 self.gflop[learning] += forward * (1 + inputs[0].requires_grad)
@@ -200,7 +211,7 @@ def measured(
     """
     every = {**{name: one.work for name, one in cases.items()}, **others}
     seconds = medians(rounds, {**every, **products(size, device)})
-    rate = {name: 2e-9 * size**3 / seconds[f"product {name}"] for name in PRECISIONS}  # GFLOP a second
+    rate = rates(seconds, size)
     result: dict[str, Any] = {"rates": rate, "cases": {}, "stages": {}}
     for name, one in cases.items():
         parts = staged(max(rounds // 2, 1), one, rate[one.precision])

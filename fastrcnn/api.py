@@ -37,11 +37,11 @@ def train(config: "ConfigLike", resume: bool = False) -> "TrainingResult":
 
     from functools import partial
 
-    from fastrcnn.evaluate.run import evaluate_weights
+    from fastrcnn.evaluate.run import evaluate_on_ranks
     from fastrcnn.train import loop
     from fastrcnn.train.result import read_result
 
-    evaluated = partial(evaluate_weights, with_thresholds=False)
+    evaluated = partial(evaluate_on_ranks, with_thresholds=False)
     return read_result(loop.train(settings, resume, evaluated), settings)
 
 

@@ -7,6 +7,7 @@ class FastRCNNError(Exception):
     def __init__(self, message: str) -> None:
         """`message` may hold the name of a file that is not UTF-8; such bytes are written out, so that it can print."""
         super().__init__(message.encode("utf-8", "backslashreplace").decode())
+        self.said: bool | None = None  # whether another rank of the run (ranks.py) says the same; None: not known
 
 
 class NotFiniteError(FastRCNNError):

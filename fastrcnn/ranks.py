@@ -26,6 +26,8 @@ T = TypeVar("T")
 HANGS = timedelta(seconds=50)  # after which a rank that takes no part in an iteration, or has no pulse, is given up
 WAITS = timedelta(days=20)  # for what one rank does alone: reading data, an evaluation
 PULSE = 5.0  # seconds
+CHECK = 1.0  # seconds between two looks at the others
+HEARD = 20.0  # seconds in which all ranks have heard that one was interrupted
 OF_LOST_RANKS = ("gloo", "NCCL", "Timed out", "Connection closed", "Connection reset", "Socket")  # in torch's errors
 
 
@@ -71,9 +73,14 @@ class Ranks:
         if self._pulse is not None:
             here = dist.barrier(self._patient, async_op=True)
             while not here.is_completed():
-                self._pulse.check()
+                self.check()
                 time.sleep(0.01)
             here.wait()
+
+    def check(self) -> None:
+        """Between the steps of long work: raises what another rank has ended by, and RuntimeError for a lost one."""
+        if self._pulse is not None:
+            self._pulse.check()
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in their order."""
@@ -118,12 +125,12 @@ ALONE = Ranks()
 
 class _Pulse(threading.Thread):
     """Tells the other ranks, through the store by which they met, that this process is not stopped; the system may have
-    stopped it, or its machine may be gone without a word."""
+    stopped it, or its machine may be gone without a word. And why it ends."""
 
     def __init__(self, store: dist.Store, ranks: Ranks) -> None:
         super().__init__(daemon=True)
         self.store, self.key, self.ended = store, f"pulse/{ranks.rank}", threading.Event()
-        self.others = [f"pulse/{rank}" for rank in range(ranks.world) if rank != ranks.rank]
+        self.world, self.others = ranks.world, [f"pulse/{rank}" for rank in range(ranks.world) if rank != ranks.rank]
         self.seen: dict[str, tuple[bytes, float]] = {}  # what each said last, and when it first said so
         self.checked = 0.0
         self.store.set(self.key, "0")
@@ -136,11 +143,13 @@ class _Pulse(threading.Thread):
                 self.store.set(self.key, str(beat))
 
     def check(self) -> None:
-        """Raise RuntimeError when a rank has had no pulse for long."""
+        """Raise KeyboardInterrupt or FastRCNNError when a rank has ended by it, RuntimeError when one has had no pulse
+        for long."""
         now = time.monotonic()
-        if now - self.checked < PULSE:
+        if now - self.checked < CHECK:
             return
         self.checked = now
+        self.raise_end()
         for key in self.others:
             said, since = self.store.get(key), now
             if key in self.seen and self.seen[key][0] == said:
@@ -148,6 +157,28 @@ class _Pulse(threading.Thread):
             self.seen[key] = said, since
             if now - since > HANGS.total_seconds():
                 raise RuntimeError(f"Timed out: no {key}")
+
+    def raise_end(self) -> None:
+        """Raise what another rank has ended by, if one has said so."""
+        if self.store.check(["why"]):
+            why = self.store.get("why").decode()
+            raise FastRCNNError(why) if why else KeyboardInterrupt
+
+    def end(self, why: str) -> bool:
+        """Tell the others why this rank ends, "" for an interrupt; whether another has ended by the same before."""
+        with contextlib.suppress(RuntimeError):
+            if self.store.add("ended", 1) == 1:
+                self.store.set("why", why)
+                return False
+            return self.store.get("why").decode() == why
+        return False
+
+    def wait_for_others(self) -> None:
+        """Until all have ended, for some seconds: those that were not interrupted themselves have to hear of it."""
+        last = time.monotonic() + HEARD
+        with contextlib.suppress(RuntimeError):
+            while self.store.add("ended", 0) < self.world and time.monotonic() < last:
+                time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -166,21 +197,39 @@ def joined(device: str) -> Iterator[Ranks]:
     _meet(ranks, cuda=device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()))
     if not ranks.main:
         logger.setLevel(logging.ERROR)
+    pulse = ranks._pulse
+    assert pulse is not None
     try:
-        yield ranks
-        ranks.wait()  # else those that end first would be missed
+        with _loss_told(pulse):
+            yield ranks
+            ranks.wait()  # else those that end first would be missed
+    except KeyboardInterrupt:
+        pulse.end("")
+        pulse.wait_for_others()
+        raise
+    except FastRCNNError as e:
+        e.said = pulse.end(str(e))
+        raise
+    finally:
+        logger.setLevel(level)
+        pulse.ended.set()
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _loss_told(pulse: _Pulse) -> Iterator[None]:
+    """What torch raises when it has lost a rank becomes what that one ended by, or FastRCNNError."""
+    try:
+        yield
     except RuntimeError as e:
         if not (isinstance(e, dist.DistError) or any(word in str(e) for word in OF_LOST_RANKS)):
             raise
+        with contextlib.suppress(RuntimeError):
+            pulse.raise_end()
         raise FastRCNNError(
-            f"rank {ranks.rank} of {ranks.world}: another rank has ended or hangs, so this one ends, too; what it said "
-            "last says why. What was saved stays, and any number of ranks can resume it (train: with --resume)"
+            f"{pulse.world} ranks: another rank has ended or hangs, so all end; what it said last says why. What was "
+            "saved stays, and any number of ranks can resume it (train: with --resume)"
         ) from None
-    finally:
-        logger.setLevel(level)
-        if ranks._pulse is not None:
-            ranks._pulse.ended.set()
-        dist.destroy_process_group()
 
 
 def _from_environment() -> Ranks:

@@ -23,7 +23,7 @@ def config(tree):
     return configs.from_dict(tree)
 
 
-def evaluated(config, weights, folder):
+def evaluated(config, weights, folder, _):
     one = Detections(np.array([[5, 5, 40, 40]], np.float32), np.array([1]), np.array([0.9], np.float32), ("a", *"bcde"))
     return SimpleNamespace(mean_ap=0.5, detections=[DetectedImage(f"{i:06d}", one) for i in range(1, 13)])
 

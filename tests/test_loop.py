@@ -37,7 +37,7 @@ def test_a_run_leaves_all_it_should(tree, tmp_path):
     tree["train"]["eval_every"] = 4
     config = config_of(tree, tmp_path / "run")
     weights = train(
-        config, evaluate=lambda _, path, folder: evaluated.append(path) or SimpleNamespace(mean_ap=0.25, detections=[])
+        config, evaluate=lambda _, path, *__: evaluated.append(path) or SimpleNamespace(mean_ap=0.25, detections=[])
     )
     folder = tmp_path / "run"
     assert weights == folder / "model.safetensors"

@@ -19,7 +19,7 @@ from fastrcnn import ranks
 from fastrcnn.data.propose import propose
 from fastrcnn.detect.detector import Detector
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.evaluate.run import detect_part, evaluate_weights
+from fastrcnn.evaluate.run import DETECTIONS, detect_part, evaluate_weights
 from fastrcnn.files import read_tensors
 from fastrcnn.ranks import ALONE, Ranks, joined
 from fastrcnn.train import loop
@@ -84,7 +84,7 @@ def test_accumulated_batches_are_one_large_batch(accumulated, tmp_path, sections
 @pytest.mark.parametrize(("mined", "more", "counts"), [(None, [], (2, 4)), (40, ["train.eval_every=10"], (2,))])
 def test_any_number_of_ranks_gives_the_same_weights(accumulated, tmp_path, mined, more, counts):
     """Up to the rounding of sums. With hard examples, fewer RoIs than were asked for are learnt from in some
-    iterations; there, too, both ranks make the stored features, and the first evaluates while the second waits."""
+    iterations; there, too, both ranks make the stored features and share the evaluations on the way."""
     accumulated["sampling"]["hard_candidates"] = mined
     if mined:
         more = [*more, "cache_features=true", f"feature_cache={tmp_path / 'features'}"]
@@ -96,17 +96,58 @@ def test_any_number_of_ranks_gives_the_same_weights(accumulated, tmp_path, mined
         assert said.count("evaluate it with") == 1 and f"on cpu, {count} ranks" in said
         assert difference(tmp_path / "1", tmp_path / str(count)) < 1e-6
         assert (said.count("iteration 20: mAP"), said.count("to make")) == ((1, 1) if mined else (0, 0))
+    if mined:
+        alone = tmp_path / "alone"
+        evaluate_weights(config_of(accumulated, tmp_path / "2"), tmp_path / "2" / "model.safetensors", alone)
+        assert (alone / DETECTIONS).read_bytes() == (tmp_path / "2" / "evaluation" / DETECTIONS).read_bytes()
+
+
+def changed_train(folder: Path, change: str) -> Path:
+    """tools/train.py with a change of fastrcnn."""
+    script = folder / "changed.py"
+    lines = [
+        "import sys",
+        f"sys.path.insert(0, {str(TRAIN.parent)!r})",
+        "import _common",
+        "import train",
+        "def main():",
+    ]
+    lines += [f"    {line}" for line in (*change.strip().splitlines(), "train.main()")]
+    lines += ['if __name__ == "__main__":', "    _common.run(main, 'resume it', parallel=True)"]
+    script.write_text("\n".join(lines))
+    return script
+
+
+HIGH_SCALE = """
+from fastrcnn.train import loop
+loop.make_scaler = lambda model: loop.torch.amp.GradScaler("cpu", init_scale=2.0**26)
+"""
+SLOW = """
+import time
+from pathlib import Path
+from fastrcnn.detect.detector import Detector
+plain = Detector.detect
+def slow(*args):
+    Path({at!r} + _common.os.environ["RANK"]).touch()
+    time.sleep(0.5)
+    return plain(*args)
+Detector.detect = slow
+"""
 
 
 @needs_gloo
 def test_a_resumed_run_of_three_ranks_is_the_unbroken_one_bit_for_bit(accumulated, tmp_path):
-    """Sums of three numbers depend on their order; and four images are no multiple of three ranks."""
+    """Sums of three numbers depend on their order; and four images are no multiple of three ranks. In float16, with a
+    scale of the loss that makes gradients overflow: a rank that left out another step than the others would go on from
+    other weights than those that are saved."""
     file, whole, broken = tmp_path / "run.yaml", tmp_path / "whole", tmp_path / "broken"
-    file.write_text(yaml.safe_dump(accumulated))
-    ran(torchrun(3, TRAIN, file, f"output={whole}"))
-    ran(torchrun(3, TRAIN, file, f"output={broken}", "solver.max_iterations=13"))
-    ran(torchrun(3, TRAIN, file, f"output={broken}", "--resume"))
-    assert difference(whole, broken) == 0
+    file.write_text(yaml.safe_dump({**accumulated, "precision": "float16"}))
+    train = changed_train(tmp_path, HIGH_SCALE)
+    said = ran(torchrun(3, train, file, f"output={whole}"))
+    assert 3 < said.count("a gradient overflowed") < 13
+    ran(torchrun(3, train, file, f"output={broken}", "solver.max_iterations=13"))
+    said = ran(torchrun(3, train, file, f"output={broken}", "--resume"))
+    assert difference(whole, broken) == 0 and said.count("a gradient overflowed") < 3
 
 
 @needs_gloo
@@ -141,6 +182,24 @@ def test_a_killed_rank_ends_the_others_and_the_run_resumes_alone(accumulated, tm
     done = int(checkpoints(run)[-1].stem.split("_")[1])
     train(config_of(accumulated, run, solver={"max_iterations": done + 2}), resume=True)
     assert int(checkpoints(run)[-1].stem.split("_")[1]) == done + 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the process of a rank in /proc")
+@needs_gloo
+def test_ctrl_c_in_an_evaluation_on_the_way_ends_all_ranks_with_one_sentence(accumulated, tmp_path):
+    """It has reached the second rank alone; the first has to hear of it in the middle of its share."""
+    file, run = tmp_path / "run.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(accumulated))
+    process = torchrun(
+        2, changed_train(tmp_path, SLOW.format(at=str(tmp_path / "at"))), file, f"output={run}", "train.eval_every=2"
+    )
+    end = time.monotonic() + 200
+    while not all((tmp_path / f"at{rank}").exists() for rank in (0, 1)) and time.monotonic() < end:
+        time.sleep(0.1)
+    os.kill(rank_below(process.pid, 1), signal.SIGINT)
+    output, _ = process.communicate(timeout=100)
+    assert output.count("interrupted: resume it") == 1 and "another rank" not in output, output
+    assert len(checkpoints(run)) == 1
 
 
 def rank_below(parent: int, rank: int) -> int:
@@ -208,6 +267,54 @@ def test_ranks_that_see_other_data_or_settings_say_so(other, what, tree, monkeyp
     else:
         with pytest.raises(FastRCNNError, match=f"^rank 2: has other {what} than rank 0; give all"):
             check()
+
+
+@pytest.fixture
+def two():
+    """The pulses of two ranks, without their threads, which look at each other each time that they are asked to."""
+    store = dist.HashStore()
+    return [ranks._Pulse(store, Ranks(rank, 2)) for rank in (0, 1)]
+
+
+def test_the_others_end_by_what_one_has_ended_by_and_only_that_one_says_it(two, monkeypatch):
+    monkeypatch.setattr(ranks, "CHECK", 0)
+    two[0].check()
+    assert not two[1].end("a.jpg: is damaged")
+    with pytest.raises(FastRCNNError, match=r"^a.jpg: is damaged$"):
+        two[0].check()
+    assert two[0].end("a.jpg: is damaged")
+
+
+def test_what_each_has_found_on_its_own_is_said_by_both(two):
+    assert not two[0].end("a.jpg: is damaged") and not two[1].end("b.jpg: is damaged")
+
+
+def test_an_interrupt_reaches_all_and_is_waited_for(two, monkeypatch):
+    monkeypatch.setattr(ranks, "CHECK", 0)
+    two[0].end("")
+    with pytest.raises(KeyboardInterrupt):
+        two[1].check()
+    clock = iter([0.0, 1.0, 2.0, ranks.HEARD])  # the other does not come
+    monkeypatch.setattr(ranks.time, "monotonic", lambda: next(clock))
+    two[0].wait_for_others()
+    assert next(clock, None) is None
+    two[1].end("")
+    clock = iter([0.0])
+    two[0].wait_for_others()
+
+
+@pytest.mark.parametrize(("why", "raised"), [("", KeyboardInterrupt), ("a.jpg: is damaged", FastRCNNError)])
+def test_a_lost_rank_that_has_said_why_is_not_said_to_be_lost(two, why, raised):
+    two[1].end(why)
+    with pytest.raises(raised, match=f"^{why}$"), ranks._loss_told(two[0]):
+        raise RuntimeError("gloo: Connection closed by peer")
+
+
+def test_a_lost_rank_is_said_and_other_errors_pass(two):
+    with pytest.raises(FastRCNNError, match="^2 ranks: another rank has ended or hangs"), ranks._loss_told(two[0]):
+        raise RuntimeError("gloo: Connection closed by peer")
+    with pytest.raises(RuntimeError, match="^shapes"), ranks._loss_told(two[0]):
+        raise RuntimeError("shapes differ")
 
 
 def test_alone_nothing_is_asked_of_others():

@@ -27,6 +27,15 @@ def test_a_second_one_that_torchrun_passes_on_changes_nothing():
         assert stop.is_set()
 
 
+def test_while_nothing_is_lost_by_it_the_first_stops_at_once_and_later_ones_change_nothing():
+    with stop_signals(again_at_once=False) as stop:
+        with pytest.raises(KeyboardInterrupt), stop.at_once():
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), stop.at_once():
+            raise AssertionError("it has come before")
+
+
 def test_outside_the_main_thread_signals_are_left_alone():
     before, seen = [signal.getsignal(number) for number in SIGNALS], []
 

@@ -1,6 +1,7 @@
 """What an earlier run's survey gave is taken over where nothing has changed, and only there."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,10 +69,12 @@ def surveyed(tree, **changes):
     return (survey.digest, statistics.mean.tolist(), statistics.std.tolist(), survey.findings), len(passed)
 
 
-def test_a_second_run_goes_through_nothing_and_has_the_same(stored):
+def test_a_second_run_goes_through_nothing_and_has_the_same(stored, tmp_path):
     first, passed = surveyed(stored)
     assert passed == 8 and len(first[3]) == 1
-    assert surveyed(stored) == (first, 0)
+    path = tmp_path / ".p.safetensors.survey"
+    written = path.stat()
+    assert surveyed(stored) == (first, 0) and path.stat() == written
     assert surveyed(stored, seed=5, solver={"lr": 1e-5}) == (first, 0)
 
 
@@ -99,7 +102,7 @@ def test_other_settings_make_another_pass(stored, changes):
     assert passed == 8 and second[:3] != first[:3]
 
 
-def test_other_records_and_proposals_make_another_pass(stored, shapes, tmp_path):
+def test_other_proposals_make_another_pass(stored, tmp_path):
     first, _ = surveyed(stored)
     config = configs.from_dict(stored)
     records = read_data_sets(config.data.train, config.data, config.classes)
@@ -109,11 +112,36 @@ def test_other_records_and_proposals_make_another_pass(stored, shapes, tmp_path)
     write(stored, records, rows)
     second, passed = surveyed(stored)
     assert passed == 8 and second[0] != first[0]
-    stored["data"]["drop_difficult"] = True
-    assert surveyed(stored)[1] == 8
-    stored["data"]["limit"] = 7
-    with pytest.raises(AssertionError):  # seven images
-        surveyed(stored)
+
+
+def test_other_records_code_and_rules_of_what_is_trained_on_make_another_pass(stored, tmp_path, monkeypatch):
+    surveyed(stored)
+    config = configs.from_dict(stored)
+    records = read_data_sets(config.data.train, config.data, config.classes)
+    stores = [read_proposals(tmp_path / "p.safetensors", records, config.proposals)]
+    assert Survey(config).known(stores, records)
+    first = records[0]
+    others = [
+        *({name: getattr(first, name) + 1} for name in ("width", "height", "boxes", "classes")),
+        {"difficult": ~first.difficult, "path": first.path},
+        *({"id": "other"}, {"path": tmp_path}, {"annotation": tmp_path}),
+    ]
+    for other in others:
+        assert not Survey(config).known(stores, [replace(first, **other), *records[1:]]), other
+    assert not Survey(config).known(stores, records[:-1])
+    for key in ("drop_difficult", "drop_empty"):
+        changed = configs.from_dict({**stored, "data": {**stored["data"], key: True}})
+        assert not Survey(changed).known(stores, records)
+    monkeypatch.setattr(module, "_code", lambda: "another")
+    assert not Survey(config).known(stores, records)
+
+
+def test_a_folder_that_cannot_be_written_keeps_nothing(stored, monkeypatch):
+    def refuse(*_):
+        raise FastRCNNError("no room")
+
+    monkeypatch.setattr(module, "write_json", refuse)
+    assert surveyed(stored) == surveyed(stored) and surveyed(stored)[1] == 8
 
 
 def test_proposals_that_are_wrong_are_refused_each_time(stored, tmp_path):
@@ -126,14 +154,15 @@ def test_proposals_that_are_wrong_are_refused_each_time(stored, tmp_path):
             surveyed(stored)
 
 
-@pytest.mark.parametrize("damage", [b"", b"[]", b'{"key": 1}', "sums", "findings", "digest"])
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"key": 1}', "sums", "findings", "digest", "nothing"])
 def test_a_damaged_file_is_made_again(stored, tmp_path, damage):
     first, _ = surveyed(stored)
     path = tmp_path / ".p.safetensors.survey"
     whole = path.read_bytes()
     if isinstance(damage, str):
         text = json.loads(whole)
-        damage = json.dumps({**text, damage: [[1.0]] if damage != "digest" else None}).encode()
+        damaged = {damage: [[1.0]] if damage != "digest" else None}
+        damage = json.dumps({"key": text["key"]} if damage == "nothing" else text | damaged).encode()
     path.write_bytes(damage)
     assert surveyed(stored) == (first, 8)
     assert path.read_bytes() == whole

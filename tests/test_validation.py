@@ -18,7 +18,7 @@ from fastrcnn.train.metrics import Metrics, read_metrics
 MAPS = {2: 0.3, 4: 0.6, 6: 0.6}  # the best is the first of two that are equal
 
 
-def evaluated(config, weights, folder):
+def evaluated(config, weights, folder, _):
     return SimpleNamespace(mean_ap=MAPS[read_tensors(weights)[1]["training"]["iteration"]], detections=[])
 
 
@@ -117,7 +117,7 @@ def test_a_disk_too_full_for_the_best_keeps_the_one_before(config, tmp_path, mon
 def test_the_best_is_chosen_on_the_validation_set_and_on_the_test_set_with_a_warning(tree, tmp_path, caplog):
     seen = []
 
-    def evaluate(config, weights, folder):
+    def evaluate(config, weights, folder, _):
         seen.append(config.data.test)
         return SimpleNamespace(mean_ap=float("nan"), detections=[])
 

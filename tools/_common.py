@@ -112,8 +112,11 @@ def run(main: Callable[[], int | None], resume: str = "", parallel: bool = False
     except SystemExit as e:  # from argparse
         code = e.code
     except FastRCNNError as e:
-        code, message = 1, f"error: {e}"
+        said = e.said if e.said is not None else os.environ.get("LOCAL_RANK", "0") != "0"  # one of a machine speaks
+        code, message = 1, "" if said else f"error: {e}"
     except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):  # torchrun ends the ranks that are left
+            signal.signal(number, signal.SIG_IGN)
         code, message = 130, f"interrupted{resume and ': '}{resume}" if is_main() else ""
     except OSError:
         if not (_reader_has_left() or _reader_has_left(probe="\n")):  # then it was another pipe or file

@@ -36,7 +36,7 @@ from fastrcnn.journal import Journal, pack, unpack
 from fastrcnn.model.score_thresholds import network_digest
 from fastrcnn.model.weights import weights_file
 from fastrcnn.proposals.recall import Covering
-from fastrcnn.ranks import Ranks
+from fastrcnn.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +122,18 @@ def detect_part(config: Config, weights: str | Path, folder: str | Path, ranks: 
         left = [i for i, record in enumerate(images.records) if record.id not in known]
         share = ranks.share(left)
         detector, _ = load_detector(config, weights, device)
-        _detect_all(detector, ImageSet([images.records[i] for i in share], images.proposals), own, [], ranks.main)
+        _detect_all(detector, ImageSet([images.records[i] for i in share], images.proposals), own, [], ranks)
         ranks.wait()
+
+
+def evaluate_on_ranks(
+    config: Config, weights: str | Path, folder: str | Path, ranks: Ranks, with_thresholds: bool = True
+) -> Evaluation | None:
+    """evaluate_weights by all ranks that see the weights file, each with its share of the images; the first rank scores
+    and alone is given what was found. Raises FastRCNNError as evaluate_weights does."""
+    if ranks.world > 1 and not ranks.any(not Path(weights).exists()):
+        detect_part(config, weights, folder, ranks)
+    return evaluate_weights(config, weights, folder, with_thresholds=with_thresholds) if ranks.main else None
 
 
 def evaluate_detections(
@@ -226,7 +236,7 @@ def _number(value: float) -> float | None:
 
 
 def _detect_all(
-    detector: Detector, images: ImageSet, journal: Journal[Item], parts: Sequence[Journal[Item]], show: bool = True
+    detector: Detector, images: ImageSet, journal: Journal[Item], parts: Sequence[Journal[Item]], ranks: Ranks = ALONE
 ) -> list[DetectedImage]:
     """What is found in each image; those that the journal or one of its parts holds are skipped."""
     done = {image.id: (image, top) for part in (*parts, journal) for image, top in part.items}
@@ -234,8 +244,9 @@ def _detect_all(
     if done:
         log.info("%s: %d of %d images are done already", journal.path, len(done), len(images))
     with journal:
-        bar = tqdm(images, "evaluating", unit="image", mininterval=1, dynamic_ncols=True, disable=not show)
+        bar = tqdm(images, "evaluating", unit="image", mininterval=1, dynamic_ncols=True, disable=not ranks.main)
         for record, proposals in bar:
+            ranks.check()
             if record.id not in done:
                 asked, top = (record.path, proposals, record.id), None
                 if per_class is None:

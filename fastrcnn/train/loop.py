@@ -43,7 +43,7 @@ from fastrcnn.train.solver import (
     set_rate,
 )
 from fastrcnn.train.step import first_batches, start_head, train_step
-from fastrcnn.train.validation import Evaluate, Validation
+from fastrcnn.train.validation import Evaluate, Validation, help_measure
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Run:
     digest: str
     ranks: Ranks = ALONE
     scaler: torch.amp.GradScaler = UNSCALED
-    evaluates: bool = False  # every train.eval_every iterations
+    evaluate: Evaluate | None = None  # every train.eval_every iterations
 
     @property
     def where(self) -> str:
@@ -73,7 +73,7 @@ class Run:
 def train(config: Config, resume: bool = False, evaluate: Evaluate | None = None) -> Path:
     """Train as the configuration says and return the weights file, config.output/model.safetensors.
 
-    `evaluate` (evaluate.run.evaluate_weights) is called every train.eval_every iterations; the weights of the highest
+    `evaluate` (evaluate.run.evaluate_on_ranks) is called every train.eval_every iterations; the weights of the highest
     mAP are in best.safetensors. Ctrl-C and SIGTERM save a checkpoint and raise KeyboardInterrupt. Raises FastRCNNError
     for wrong input, a folder that holds another run, and a loss, gradient or weight that is not finite; the last
     checkpoint then stays.
@@ -96,7 +96,7 @@ def train(config: Config, resume: bool = False, evaluate: Evaluate | None = None
             validation = Validation(config, evaluate) if evaluate and config.train.eval_every else None
         ranks.wait()
         run = prepare(config, resume, problems, stop, ranks=ranks)
-        run.evaluates = evaluate is not None
+        run.evaluate = evaluate if config.train.eval_every else None
         iterate(run, validation, stop)
         if ranks.main:
             save_weights(folder / WEIGHTS, run.model, config, run.statistics)
@@ -211,7 +211,7 @@ def _open_data(config: Config, problems: list[Problem]) -> tuple[ImageSet, Surve
 def iterate(run: Run, validation: Validation | None, stop: Stop) -> None:
     """All iterations that are left. Raises KeyboardInterrupt, with a checkpoint saved, once `stop` is set on a rank."""
     config, ranks, first, last = run.config, run.ranks, run.first, run.config.solver.max_iterations
-    device, every = run.model.device, config.train.eval_every if run.evaluates else None
+    device, every = run.model.device, config.train.eval_every
     loaded = batches(run.dataset, first, last, config.data.workers, pin_memory=device.type == "cuda")
     bar = tqdm(
         on_device(loaded, device),
@@ -225,27 +225,37 @@ def iterate(run: Run, validation: Validation | None, stop: Stop) -> None:
     )
     with logging_redirect_tqdm(), contextlib.closing(bar), contextlib.ExitStack() as open_files:
         progress = open_files.enter_context(contextlib.closing(Progress(run, validation, bar))) if ranks.main else None
-        if progress and progress.evaluation_missing():
-            progress.evaluate(first, stop)
+        if ranks.any(progress is not None and progress.evaluation_missing()):
+            _evaluate(run, progress, first, stop)
         for batch in bar:
             if batch.iteration == first:
                 ranks.wait()  # the first batch takes some ranks longer than others
             rate, values = one_iteration(run, batch)
             done = batch.iteration + 1
-            due, stopping = every is not None and done % every == 0, ranks.any(stop.is_set())
+            due, stopping = bool(run.evaluate and every) and done % every == 0, ranks.any(stop.is_set())
             save_now = due or stopping or done % config.train.checkpoint_every == 0 or done == last
             if progress:
                 progress.add(batch, rate, values)
                 if save_now:
                     progress.save(batch)
-                if due and not stopping:
-                    progress.evaluate(done, stop)
-                if save_now:
-                    progress.draw()
+            if due and not stopping:
+                _evaluate(run, progress, done, stop)
+            if progress and save_now:
+                progress.draw()
             if save_now:
                 ranks.wait()
             if stopping:
                 raise KeyboardInterrupt
+
+
+def _evaluate(run: Run, progress: Progress | None, done: int, stop: Stop) -> None:
+    """All ranks evaluate the weights as they are, for which there is a checkpoint: a signal stops them at once."""
+    assert run.evaluate is not None
+    with stop.at_once():
+        if progress:
+            progress.evaluate(done)
+        else:
+            help_measure(run.config, run.evaluate, run.ranks)
 
 
 def one_iteration(run: Run, batch: Batch) -> tuple[float, dict[str, float]]:

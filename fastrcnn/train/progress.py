@@ -15,7 +15,6 @@ from fastrcnn.train.board import Board
 from fastrcnn.train.checkpoint import save_checkpoint
 from fastrcnn.train.curves import plot_losses
 from fastrcnn.train.metrics import Metrics, read_metrics
-from fastrcnn.train.signals import Stop
 from fastrcnn.train.step import AFTER_STEP, not_finite
 from fastrcnn.train.validation import Validation
 from fastrcnn.train.watch import Watch
@@ -71,20 +70,14 @@ class Progress:
         except NotFiniteError:
             raise not_finite(batch, AFTER_STEP) from None
 
-    def evaluate(self, done: int, stop: Stop) -> None:
-        """An evaluation of the weights as they are, for which there is a checkpoint: a signal stops it at once."""
+    def evaluate(self, done: int) -> None:
+        """An evaluation of the weights as they are."""
         assert self.validation is not None
         began = time.perf_counter()
-        stop.at_once = True
-        try:
-            if stop.is_set():
-                raise KeyboardInterrupt
-            found = self.validation.measure(self.run.model, self.run.statistics, done)
-            self.metrics.add_map(done, found.mean_ap, self.validation.best, time.perf_counter() - began)
-            self.board.pictures(done, self.validation.records, found.detections)
-            self.board.flush()
-        finally:
-            stop.at_once = False
+        found = self.validation.measure(self.run.model, self.run.statistics, done, self.run.ranks)
+        self.metrics.add_map(done, found.mean_ap, self.validation.best, time.perf_counter() - began)
+        self.board.pictures(done, self.validation.records, found.detections)
+        self.board.flush()
 
     def draw(self) -> None:
         """The curve; one that cannot be replaced, as a viewer on Windows may hold it, is no reason to stop."""

@@ -12,9 +12,20 @@ NAMES = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last on Windows only: Ctrl-Brea
 
 
 class Stop(threading.Event):
-    """Set by the first signal, or, while nothing would be lost by it, `at_once` a KeyboardInterrupt."""
+    """Set by the first signal."""
 
-    at_once = False
+    raises = False  # a signal raises KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While nothing would be lost by it, a signal raises KeyboardInterrupt, also one that has come before."""
+        self.raises = True
+        try:
+            if self.is_set():
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.raises = False
 
 
 @contextlib.contextmanager
@@ -28,7 +39,8 @@ def stop_signals(again_at_once: bool = True) -> Iterator[Stop]:
 
     def handler(number: int, _: object) -> None:
         nonlocal received
-        if stop.at_once or (received and again_at_once):
+        if stop.raises or (received and again_at_once):
+            stop.raises, received = False, True
             raise KeyboardInterrupt
         stop.set()
         if not received:

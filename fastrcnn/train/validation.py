@@ -20,6 +20,7 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import read_tensors
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.weights import BEST, save_weights
+from fastrcnn.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,9 @@ class Evaluated(Protocol):
     def detections(self) -> Sequence[DetectedImage]: ...
 
 
-# evaluate.run.evaluate_weights: detects in config.data.test with a weights file, scores, writes results to a folder.
-Evaluate = Callable[[Config, Path, Path], Evaluated]
+# evaluate.run.evaluate_on_ranks: detects in config.data.test with a weights file, scores, writes results to a folder;
+# the first of several ranks alone has what was found.
+Evaluate = Callable[[Config, Path, Path, Ranks], Evaluated | None]
 
 
 class Best(NamedTuple):
@@ -102,14 +104,16 @@ class Validation:
         every = self.config.train.eval_every
         return every is not None and done > 0 and done % every == 0
 
-    def measure(self, model: FastRCNN, statistics: TargetStatistics, done: int) -> Evaluated:
+    def measure(self, model: FastRCNN, statistics: TargetStatistics, done: int, ranks: Ranks) -> Evaluated:
         """Evaluate the weights after `done` iterations, and write best.safetensors if no mAP so far was as high.
 
-        Raises FastRCNNError as `evaluate` does, and when the weights cannot be written.
+        The other ranks call help_measure. Raises FastRCNNError as `evaluate` does, and when the weights cannot be
+        written.
         """
         candidate = self.folder / RESULTS / CANDIDATE
         save_weights(candidate, model, self.config, statistics, {"iteration": done})
-        found = self.evaluate(self.config.validating(), candidate, candidate.parent)
+        found = help_measure(self.config, self.evaluate, ranks)
+        assert found is not None
         with contextlib.suppress(OSError):  # nobody is to take it for the weights of the run
             candidate.unlink()
         if found.mean_ap > (self.best.mean_ap if self.best else -1):
@@ -119,6 +123,13 @@ class Validation:
         known = f"; best so far: {self.best.mean_ap:.4f} at iteration {self.best.iteration}" if self.best else ""
         log.info("iteration %d: mAP %.4f%s", done, found.mean_ap, known)
         return found
+
+
+def help_measure(config: Config, evaluate: Evaluate, ranks: Ranks) -> Evaluated | None:
+    """This rank's share of an evaluation, once the first rank has saved the weights; it alone is given the result."""
+    ranks.wait()
+    folder = Path(config.output) / RESULTS
+    return evaluate(config.validating(), folder / CANDIDATE, folder, ranks)
 
 
 def _measure(config: Config) -> tuple[object, ...]:

@@ -1,6 +1,7 @@
 """What several tests share: a small made data set with proposals, and a configuration that learns it in seconds."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from matplotlib.figure import Figure
 from pages import CHROMIUM, Browser
 
 from fastrcnn import config as configs
@@ -18,8 +20,18 @@ from fastrcnn.config_data import DataSetConfig
 from fastrcnn.data.shapes import CLASSES, make_shapes
 
 torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same in the programs that tests start
 settings.register_profile("fastrcnn", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # busy machines
 settings.load_profile("fastrcnn")
+
+
+@pytest.fixture(autouse=True)
+def not_drawn(request) -> Iterator[None]:
+    """Tests of figures draw them, and so do programs that tests start; elsewhere it would take longer than the test."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ not in ("test_curves", "test_report", "test_sheets"):
+            patch.setattr(Figure, "savefig", lambda _, file, **__: file.write(b"a figure"))
+        yield
 
 
 @pytest.fixture

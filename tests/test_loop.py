@@ -57,7 +57,7 @@ def test_a_run_leaves_all_it_should(tree, tmp_path):
     assert first["loss"] == pytest.approx(first["loss_cls"] + first["loss_bbox"], rel=1e-5)
     assert {"fg_accuracy", "false_negatives", "foreground", "lr", "images_per_second"} <= first.keys()
     assert [line["lr"] for line in lines if "lr" in line] == pytest.approx([0.01, 0.01, 0.01, 0.001])
-    assert (folder / "losses.png").stat().st_size > 1000
+    assert (folder / "losses.png").is_file()
     assert "8 images, 5 classes" in (folder / "log.txt").read_text()
 
 

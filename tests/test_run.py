@@ -22,9 +22,7 @@ from fastrcnn.model.weights import load_model
 from fastrcnn.train.loop import train
 
 
-@pytest.mark.parametrize(
-    ("sampling", "layers"), [({}, None), ({"hard_candidates": 100}, None), ({}, ["pool2", "conv3_2"])]
-)
+@pytest.mark.parametrize(("sampling", "layers"), [({}, None), ({"hard_candidates": 100}, ["pool2", "conv3_2"])])
 def test_four_images_are_learnt_by_heart(tree, tmp_path, sampling, layers):
     """All parts together, from reading to average precision: whatever is wrong in one of them keeps mAP below 1."""
     root = tmp_path / "four"

@@ -54,6 +54,42 @@ def test_the_boxes_are_those_of_opencv(method):
     assert len(expected) > 10
 
 
+def slow_cheap(image, side):
+    """The eight ways one by one, each a search of its own."""
+    seg, found = cv2.ximgproc.segmentation, set()
+    size = np.array(image.shape[1::-1])
+    searched = np.maximum(size * min(1.0, side / size.max()), 1).round().astype(int)
+    if (searched < size).any():
+        image = cv2.resize(image, searched.tolist(), interpolation=cv2.INTER_AREA)
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    for space in (cv2.COLOR_BGR2HSV, cv2.COLOR_BGR2Lab):
+        for k in (75, 150):
+            for cues in (("Fill", "Size"), ("Color", "Size", "Fill")):
+                search = seg.createSelectiveSearchSegmentation()
+                search.addImage(cv2.cvtColor(bgr, space))
+                search.addGraphSegmentation(seg.createGraphSegmentation(0.8, k, 100))
+                similarity = seg.createSelectiveSearchSegmentationStrategyMultiple()
+                for cue in cues:
+                    create = getattr(seg, f"createSelectiveSearchSegmentationStrategy{cue}")
+                    similarity.addStrategy(create(), 1 / len(cues))
+                search.addStrategy(similarity)
+                for x, y, w, h in search.process().tolist():
+                    box = np.rint(np.float32([x, y, x + w, y + h]) * np.tile(size / searched, 2).astype(np.float64))
+                    found.add(tuple(box.astype(np.float32).tolist()))
+    return {b for b in found if b[2] - b[0] >= 2 and b[3] - b[1] >= 2}
+
+
+@pytest.mark.parametrize(("method", "side"), [("faster", 400), ("fastest", 250)])
+@pytest.mark.parametrize("width", [200, 480])
+def test_cheap_ways_join_eight_of_opencv(method, side, width):
+    image = picture(4, width, 160)
+    boxes = ss.selective_search(image, "x", ProposalsConfig(method=method, max_per_image=10**6))
+    assert {tuple(b) for b in boxes.tolist()} == slow_cheap(image, side)
+    assert len(boxes) > 10
+    smaller = ss.selective_search(image, "x", ProposalsConfig(method=method, max_per_image=10**6, long_side=100))
+    assert {tuple(b) for b in smaller.tolist()} == slow_cheap(image, 100)
+
+
 def test_order_does_not_depend_on_chance_and_the_limit_keeps_the_first():
     image = picture(2)
     runs = [

@@ -176,6 +176,11 @@ def test_detection_and_compression(workspace):
         cwd=workspace,
     )
     assert "all detections of 1 pictures" in stored.stdout
+    both = run("detect", "small.safetensors", first, "--proposals", "x", "--search", "fast", cwd=workspace, code=2)
+    assert "--search and --proposals exclude each other" in both.stderr
+    run("detect", "small.safetensors", first, "--search", "fastest", "--score", "0", "--output", "c", cwd=workspace)
+    cheap = json.loads((workspace / "c/detections.json").read_text())
+    assert cheap["images"][0]["detections"] != found["images"][0]["detections"]
 
 
 def test_conversion_to_another_format(workspace):

@@ -21,6 +21,11 @@ def main() -> None:
     p.add_argument("--output", default="detections", metavar="FOLDER", help="where pictures and JSON go")
     p.add_argument("--proposals", metavar="FILE", help="proposals of these pictures; default: selective search")
     p.add_argument(
+        "--search",
+        choices=("fast", "faster", "fastest", "quality"),
+        help="selective search in this mode (see proposals.method); default: the one of training",
+    )
+    p.add_argument(
         "--score",
         type=score,
         default=0.5,
@@ -39,11 +44,15 @@ def main() -> None:
     p.add_argument("--device", default="auto")
     p.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="default: the one of training")
     args = p.parse_args()
+    if args.search and args.proposals:
+        p.error("--search and --proposals exclude each other: proposals of a file are not searched for")
 
     import fastrcnn
     from fastrcnn.detect.pictures import detect_pictures
 
     detector = fastrcnn.load(args.weights, args.device, args.precision)
+    if args.search:
+        detector.config.proposals.method = args.search
     formats = [name for name in dict.fromkeys(args.format) if name != "json"]
     done = detect_pictures(detector, args.images, args.output, args.score, args.proposals, args.weights, formats)
     for image, drawn in zip(done.images, done.drawn, strict=True):

@@ -1,6 +1,7 @@
 """Selective search (Uijlings et al. 2013) as OpenCV has it, in an order of our own, for one image."""
 
 import hashlib
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,6 +10,14 @@ from jaxtyping import Float32, UInt8
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.proposals.stored import clean
 
+segmentation = cv2.ximgproc.segmentation
+
+# Ways of our own, cheaper than OpenCV's `fast`: the long side (pixels) that they search at. What they cost and find is
+# in the experiment log of configs/README.md.
+SIDES = {"faster": 400, "fastest": 250}
+SIGMA, MIN_SIZE = 0.8, 100  # of graph segmentations: OpenCV's
+SCALES = (75, 150)  # of graph segmentations, k of Felzenszwalb and Huttenlocher 2004; `fast` has 150 and 300
+
 
 def selective_search(
     image: UInt8[np.ndarray, "H W 3"], image_id: str, config: ProposalsConfig
@@ -16,20 +25,43 @@ def selective_search(
     """Proposals of an image (RGB, upright): image pixels, half open, best first.
 
     At most config.search_cap boxes of whole pixels, none narrower or lower than config.min_size, none twice; an
-    image longer than config.long_side is searched at that size. The same image and id give the same boxes in the same
-    order, everywhere.
+    image longer than config.long_side, or than the method's own, is searched at that size. The same image and id give
+    the same boxes in the same order, everywhere.
     """
     size = np.array(image.shape[1::-1])
-    searched = np.maximum(size * min(1.0, config.long_side / size.max()), 1).round().astype(int)
+    long_side = min(config.long_side, SIDES.get(config.method, config.long_side))
+    searched = np.maximum(size * min(1.0, long_side / size.max()), 1).round().astype(int)
     if (searched < size).any():
         image = cv2.resize(image, searched.tolist(), interpolation=cv2.INTER_AREA)
-    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
-    search.setBaseImage(np.ascontiguousarray(image[:, :, ::-1]))  # OpenCV's colour conversions take BGR
-    {"fast": search.switchToSelectiveSearchFast, "quality": search.switchToSelectiveSearchQuality}[config.method]()
+    bgr = np.ascontiguousarray(image[:, :, ::-1])  # OpenCV's colour conversions take BGR
+    search = segmentation.createSelectiveSearchSegmentation()
+    if config.method in SIDES:
+        _make_cheap(search, bgr)
+    else:
+        search.setBaseImage(bgr)
+        {"fast": search.switchToSelectiveSearchFast, "quality": search.switchToSelectiveSearchQuality}[config.method]()
     boxes = np.asarray(search.process(), np.float32).reshape(-1, 4)  # x, y, width, height
     boxes[:, 2:] += boxes[:, :2]
     boxes = np.rint(boxes * np.tile(size / searched, 2)).astype(np.float32)
     return _rank(clean(boxes, config.min_size), image_id)[: config.search_cap]
+
+
+def _make_cheap(search: Any, bgr: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Put two colour spaces, two graph segmentations and two similarities into a search: eight ways to merge, as `fast`
+    has, of finer segments, by size and fill and by colour too. None looks at texture, which takes most of the time of
+    `fast` and finds fewer objects than finer segments do."""
+    for space in (cv2.COLOR_BGR2HSV, cv2.COLOR_BGR2Lab):
+        search.addImage(cv2.cvtColor(bgr, space))
+    for k in SCALES:
+        search.addGraphSegmentation(segmentation.createGraphSegmentation(SIGMA, float(k), MIN_SIZE))
+    fill = segmentation.createSelectiveSearchSegmentationStrategyFill
+    size = segmentation.createSelectiveSearchSegmentationStrategySize
+    color = segmentation.createSelectiveSearchSegmentationStrategyColor
+    for cues in ((fill, size), (color, size, fill)):
+        similarity = segmentation.createSelectiveSearchSegmentationStrategyMultiple()
+        for cue in cues:
+            similarity.addStrategy(cue(), 1 / len(cues))
+        search.addStrategy(similarity)
 
 
 def _rank(boxes: Float32[np.ndarray, "P 4"], image_id: str) -> Float32[np.ndarray, "P 4"]:

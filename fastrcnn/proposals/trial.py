@@ -13,6 +13,7 @@ from fastrcnn.images import read_image
 from fastrcnn.processes import cores, map_images
 from fastrcnn.proposals.dense import find_proposals
 from fastrcnn.proposals.recall import Recall, proposal_recall
+from fastrcnn.proposals.selective_search import SIDES
 
 LOW = 0.6  # recall at IoU 0.5; on VOC 2007 it is 0.94
 SAMPLE = 20  # images
@@ -64,7 +65,7 @@ def _variants(sample: Sequence[ImageRecord], config: ProposalsConfig) -> list[di
     if config.method != "quality":
         variants.append({"method": "quality"})
     longest = max(max(record.width, record.height) for record in sample)
-    if longest > config.long_side:
+    if longest > config.long_side and config.method not in SIDES:  # which have a side of their own
         variants.append({"long_side": min(longest, 2 * config.long_side)})
     return variants
 

@@ -180,7 +180,7 @@ def test_detection_and_compression(workspace):
     assert "--search and --proposals exclude each other" in both.stderr
     run("detect", "small.safetensors", first, "--search", "fastest", "--score", "0", "--output", "c", cwd=workspace)
     cheap = json.loads((workspace / "c/detections.json").read_text())
-    assert cheap["images"][0]["detections"] != found["images"][0]["detections"]
+    assert cheap["images"][0]["boxes"] != found["images"][0]["boxes"]
 
 
 def test_conversion_to_another_format(workspace):

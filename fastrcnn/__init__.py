@@ -53,7 +53,7 @@ def load(weights: "str | Path", device: str = "auto", precision: str | None = No
     if str(weights).lower().endswith(SUFFIX):
         return load_onnx(weights, device, precision)
     place = choose_device(device)
-    model, config = load_model(weights, precision)
+    model, config = load_model(weights, precision, with_int8=True)
     return Detector(model, config, place)
 
 

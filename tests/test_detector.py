@@ -13,12 +13,12 @@ import fastrcnn
 from fastrcnn import boxes as box_ops
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
+from fastrcnn.compress import compress_weights
 from fastrcnn.detect.detector import Detector
 from fastrcnn.detect.views import nearest_scale
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import image_scale, prepare_image, read_image
 from fastrcnn.model.score_thresholds import ScoreThresholds, store_thresholds
-from fastrcnn.model.svd import compress_weights
 from fastrcnn.model.weights import build, load_model, save_weights
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)

@@ -14,12 +14,12 @@ import torch
 import fastrcnn
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
+from fastrcnn.compress import compress_weights
 from fastrcnn.config import ModelConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model.backbones import FrozenNorm
 from fastrcnn.model.roi_features import RoIFeatures, project
 from fastrcnn.model.score_thresholds import ScoreThresholds, store_thresholds
-from fastrcnn.model.svd import compress_weights
 from fastrcnn.model.weights import build, load_model, save_weights
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")

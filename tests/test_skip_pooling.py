@@ -9,6 +9,7 @@ from test_loop import config_of
 from torch import nn
 
 from fastrcnn.boxes import TargetStatistics
+from fastrcnn.compress import compress_weights
 from fastrcnn.config import ModelConfig
 from fastrcnn.detect.detector import Detector
 from fastrcnn.errors import FastRCNNError
@@ -16,7 +17,6 @@ from fastrcnn.images import prepare_image
 from fastrcnn.model.fast_rcnn import FastRCNN, rms
 from fastrcnn.model.roi_features import RoIFeatures, channels_first, project
 from fastrcnn.model.skip_pooling import Merge
-from fastrcnn.model.svd import compress_weights
 from fastrcnn.model.weights import build, initialise, load_model, save_weights
 from fastrcnn.train.loop import prepare, train
 

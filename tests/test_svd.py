@@ -4,8 +4,9 @@ from torch import nn
 
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
+from fastrcnn.compress import compress_weights
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.model.svd import compress_weights, multiplications, parameters, truncated_svd
+from fastrcnn.model.svd import multiplications, parameters, truncated_svd
 from fastrcnn.model.weights import build, load_model, save_weights
 
 

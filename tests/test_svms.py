@@ -12,6 +12,7 @@ import torch
 
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
+from fastrcnn.compress import compress_weights
 from fastrcnn.config_files import save
 from fastrcnn.data.image_set import open_data
 from fastrcnn.detect.detector import Detector
@@ -20,7 +21,6 @@ from fastrcnn.evaluate.run import evaluate_weights
 from fastrcnn.export.onnx import export_onnx
 from fastrcnn.files import read_tensors
 from fastrcnn.images import read_image
-from fastrcnn.model.svd import compress_weights
 from fastrcnn.model.weights import build, initialise, load_model, save_weights
 from fastrcnn.train import svms
 from fastrcnn.train.signals import Stop

@@ -12,11 +12,11 @@ from torchvision.transforms._presets import ImageClassification
 
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
+from fastrcnn.compress import compress_weights
 from fastrcnn.errors import FastRCNNError, NotFiniteError
 from fastrcnn.model import backbones, torchvision_weights
 from fastrcnn.model.backbones import NORMALISATIONS, Normalisation
 from fastrcnn.model.checkpoint_file import read_checkpoint
-from fastrcnn.model.svd import compress_weights
 from fastrcnn.model.weights import build, initialise, load_model, save_weights, unfold_statistics, write_start
 from fastrcnn.train.loop import train
 from fastrcnn.train.step import scaled_start

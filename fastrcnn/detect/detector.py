@@ -29,7 +29,7 @@ from fastrcnn.device import set_cuda
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import prepare_image
 from fastrcnn.inputs import Picture, as_pixels, as_rois
-from fastrcnn.model import onednn
+from fastrcnn.model import int8, onednn
 from fastrcnn.model.backbones import without_batch_norm
 from fastrcnn.model.fast_rcnn import REDUCED, FastRCNN, Features
 from fastrcnn.model.roi_features import bins_first, unique_rois
@@ -308,7 +308,7 @@ def load_detector(config: Config, weights: str | Path, device: torch.device) -> 
 
     Raises FastRCNNError as load_model does, and for weights of other classes.
     """
-    model, trained = load_model(weights, config.precision)
+    model, trained = load_model(weights, config.precision, with_int8=True)
     if list(class_index(trained.classes)) != list(class_index(config.classes)):
         raise FastRCNNError(
             f"{weights}: was trained for the classes {', '.join(trained.classes)}; the configuration has "
@@ -326,11 +326,14 @@ def _copied(model: FastRCNN, device: torch.device) -> FastRCNN:
         dtype = model.feature_type if name.partition(".")[0] in reduced else weight.dtype
         copy = weight.detach().to(device, dtype, copy=True)
         if name in ("fc6.weight", "fc6.V.weight"):
-            copy = bins_first(copy, model.config.bins_per_roi)
+            copy = bins_first(copy, model.config.bins_per_roi) * model.feature_scale.to(copy)
         copies[id(weight)] = nn.Parameter(copy, requires_grad=False)
     copied = deepcopy(model, copies).to(device).eval()  # deepcopy takes what is in its memo for a copy made already
-    copied.bins_first = True
-    if device.type == "cpu" and model.precision == "float32" and onednn.faster_here():
-        for name in copied.fc_layers:
+    copied.detects = True
+    if copied.int8:
+        int8.lay_out(copied)
+    if device.type == "cpu" and onednn.faster_here():
+        fully_connected = () if copied.int8 or model.precision in REDUCED else copied.fc_layers
+        for name in (*fully_connected, "cls_score", "bbox_pred"):
             setattr(copied, name, onednn.by_onednn(getattr(copied, name)))
     return copied

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Shaped
+from jaxtyping import Float, Float32, Real, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,7 +26,7 @@ from fastrcnn.model.warp import CROPS_PER_CHUNK, context_windows, warp
 from fastrcnn.threads import all_threads
 
 REDUCED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-Features = list[list[Float[Tensor, "_ _ _"]]]  # for each layer that RoIs are pooled from, the map of each image
+Features = list[list[Real[Tensor, "_ _ _"]]]  # for each layer that RoIs are pooled from, the map of each image
 
 
 class FastRCNN(nn.Module):
@@ -44,6 +44,7 @@ class FastRCNN(nn.Module):
         self.normalisation = backbones.NORMALISATIONS["torchvision"]
         self.score_thresholds: ScoreThresholds | None = None  # travel with the weights, too
         self.svms = False  # whether cls_score holds SVMs; the same
+        self.int8 = False  # whether int8.convert was here
         layers = backbones.BUILDERS[config.backbone]()
         end = len(layers) - backbones.HEAD_BLOCKS.get(config.backbone, 0)
         self.backbone, self.conv5 = layers[:end], layers[end:]  # conv5 of pooled features; empty where fc6 takes them
@@ -59,7 +60,7 @@ class FastRCNN(nn.Module):
         self.strides = [field.stride for field in fields]
         self.roi_features = [RoIFeatures(config, field.stride, field.offset) for field in fields]
         channels = [backbones.output_channels(self.backbone[:end]) for end in self.pooled_ends]
-        self.bins_first = False  # the order of what fully_connected takes: a detector's has that of pool_for_inference
+        self.detects = False  # a detector's copy takes rows of pool_for_inference, and has the feature scale in fc6
         self._make_head(channels[-1] * config.bins_per_roi)
         self.merge = Merge(channels) if len(channels) > 1 else None
         # train/step.py sets it, saving folds it into fc6.
@@ -107,13 +108,15 @@ class FastRCNN(nn.Module):
     @property
     def feature_type(self) -> torch.dtype:
         """Of the frozen layers' output."""
+        if self.int8 and self.frozen_depth:
+            return torch.uint8
         return REDUCED.get(self.precision, torch.float32)
 
     def _reduced_precision(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, REDUCED.get(self.precision), enabled=self.precision in REDUCED)
 
     @all_threads()
-    def frozen_features(self, image: Float[Tensor, "3 H W"]) -> Float[Tensor, "c _ _"]:
+    def frozen_features(self, image: Float[Tensor, "3 H W"]) -> Real[Tensor, "c _ _"]:
         """The layers that never change: a normalised image -> their output, without gradient.
 
         One image a call, so that the numbers do not depend on the company an image has in its batch. Where RoIs are
@@ -128,7 +131,7 @@ class FastRCNN(nn.Module):
             return maps[0].to(self.feature_type)  # local response normalisation gives float32
 
     @all_threads()
-    def trained_features(self, maps: list[Float[Tensor, "c _ _"]]) -> Features:
+    def trained_features(self, maps: list[Real[Tensor, "c _ _"]]) -> Features:
         """The layers that learn: N outputs of frozen_features -> N feature maps of each pooled layer.
 
         Images of equal size share a call; none is padded, so that no feature is computed from padding. Where RoIs are
@@ -187,7 +190,7 @@ class FastRCNN(nn.Module):
     @torch.no_grad()
     def pool_for_inference(
         self, features: Features, rois: list[Float32[Tensor, "_ 4"]]
-    ) -> Iterator[Float[Tensor, "_ BC"]]:
+    ) -> Iterator[Real[Tensor, "_ BC"]]:
         """The values of `pool` without gradient, chunk by chunk: as RoIFeatures.pool_for_inference.
 
         Layers are merged bin by bin, before bins are copied to the RoIs that share them.
@@ -220,13 +223,14 @@ class FastRCNN(nn.Module):
         return F.adaptive_max_pool2d(maps.float(), self.config.pool_size)
 
     @all_threads()
-    def _merged_bins(self, merge: Merge, layer: int, bins: Float[Tensor, "U _"]) -> Float[Tensor, "U C"]:
+    def _merged_bins(self, merge: Merge, layer: int, bins: Real[Tensor, "U _"]) -> Float[Tensor, "U C"]:
         with self._reduced_precision():
-            return merge.of_bins(layer, bins)
+            # Of uint8 the step is no matter, as they are divided by their RMS.
+            return merge.of_bins(layer, bins.float() if self.int8 else bins)
 
     @all_threads()
     def fully_connected(
-        self, pooled: Float[Tensor, "R CPP"], dropout_seeds: list[tuple[int, int]] | None = None
+        self, pooled: Real[Tensor, "R CPP"], dropout_seeds: list[tuple[int, int]] | None = None
     ) -> Float32[Tensor, "R fc_width"]:
         """fc6 and fc7 of pooled features; or, of ResNet-50, the mean of conv5 over its cells.
 
@@ -237,7 +241,7 @@ class FastRCNN(nn.Module):
         if dropout_seeds is not None and self.config.dropout > 0:
             masks = [(torch.Generator(pooled.device).manual_seed(seed), rows) for seed, rows in dropout_seeds]
         with self._reduced_precision():
-            x = pooled * self.feature_scale
+            x = pooled if self.detects else pooled * self.feature_scale
             if self.conv5:
                 return self.conv5(self._pooled_maps(x)).float().mean(dim=(2, 3))
             for name in self.fc_layers:
@@ -248,7 +252,7 @@ class FastRCNN(nn.Module):
 
     def _pooled_maps(self, rows: Float[Tensor, "R CPP"]) -> Float[Tensor, "R C P P"]:
         P = self.config.pool_size
-        maps = rows.unflatten(1, (P, P, -1)).permute(0, 3, 1, 2) if self.bins_first else rows.unflatten(1, (-1, P, P))
+        maps = rows.unflatten(1, (P, P, -1)).permute(0, 3, 1, 2) if self.detects else rows.unflatten(1, (-1, P, P))
         return maps.contiguous(memory_format=torch.channels_last)
 
     def siblings(self, x: Float[Tensor, "R fc_width"]) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R 4*K"]]:

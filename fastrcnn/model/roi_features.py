@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Float32, Int64, Shaped
+from jaxtyping import Float, Float32, Int64, Real, Shaped
 from torch import Tensor
 from torchvision.ops import roi_align
 from torchvision.ops import roi_pool as torchvision_roi_pool
@@ -24,7 +24,7 @@ from fastrcnn.config import ModelConfig
 ROIS_PER_CHUNK = 512  # a chunk of 7x7x512 features is 51 MB in float32; larger ones gain nothing in fc6
 LEVELS = 64  # more than the logarithm of any map's side
 BINS_PER_GATHER = 2000  # 4 MB of 512 float32 channels: the maximum finds in cache what the gather before it left there
-EachBin = Callable[[Float[Tensor, "U C"]], Float[Tensor, "U _"]]  # other channels in place of those of pooled bins
+EachBin = Callable[[Real[Tensor, "U C"]], Float[Tensor, "U _"]]  # other channels in place of those of pooled bins
 
 
 def project(boxes: Float32[Tensor, "R 4"], scale: float) -> Float32[Tensor, "R 4"]:
@@ -112,7 +112,7 @@ class RoIFeatures:
             return spp_cells(rois, self.stride, self.offset)
         return roi_cells(rois, 1 / self.stride)
 
-    def _cells_of_map(self, feature: Float[Tensor, "C h w"], rois: Float[Tensor, "R 4"]) -> Int64[Tensor, "R 4"]:
+    def _cells_of_map(self, feature: Real[Tensor, "C h w"], rois: Float[Tensor, "R 4"]) -> Int64[Tensor, "R 4"]:
         """SPPnet clamps a RoI to the map; of Fast R-CNN's, bins off the map are empty."""
         cells = self.cells(rois)
         if self.config.roi_features != "spp":
@@ -135,23 +135,26 @@ class RoIFeatures:
     @torch.no_grad()
     def pool_for_inference(
         self,
-        features: list[Float[Tensor, "C _ _"]],
+        features: list[Real[Tensor, "C _ _"]],
         rois: list[Float32[Tensor, "_ 4"]],
         each: EachBin | None = None,
-    ) -> Iterator[Float[Tensor, "_ BC"]]:
+    ) -> Iterator[Real[Tensor, "_ BC"]]:
         """The values of `pool` without a gradient, chunk by chunk: yields [r, B * C], r <= ROIS_PER_CHUNK.
 
         Rows are bins first, channels last: multiply them by `bins_first(fc6.weight)`. They have the map's dtype, for a
         maximum of some numbers is one of them, and **hold only until the next chunk is asked for**: the buffer is
         used again, since fresh memory for all RoIs costs more than the pooling. Maps must be finite. An image without
-        RoIs yields one chunk of no rows. `each` is applied to bins before they are copied to the RoIs that share them.
+        RoIs yields one chunk of no rows. `each` is applied to bins before they are copied to the RoIs that share them;
+        of uint8 maps, rows then have the dtype that it gives.
         """
         count = self.config.bins_per_roi
         for feature, image_rois in zip(features, rois, strict=True):
             by_table = feature.device.type == "cpu" and self.config.roi_features != "roi_align"
             chunks = image_rois.tensor_split(max(1, math.ceil(len(image_rois) / ROIS_PER_CHUNK)))
-            channels = each(feature.new_empty(0, len(feature))).shape[1] if each else len(feature)
-            buffer = feature.new_empty(len(chunks[0]) * count, channels)
+            none = feature.new_empty(0, len(feature))
+            kind = each(none) if each else none
+            dtype = feature.dtype if feature.is_floating_point() else kind.dtype
+            buffer = feature.new_empty(len(chunks[0]) * count, kind.shape[1], dtype=dtype)
             for chunk in chunks:
                 rows = buffer[: len(chunk) * count]
                 if by_table:
@@ -159,7 +162,7 @@ class RoIFeatures:
                 else:
                     bins = self.pool([feature], [chunk]).flatten(2).transpose(1, 2).flatten(0, 1)
                     rows.copy_(each(bins) if each else bins)
-                yield rows.view(len(chunk), count * channels)
+                yield rows.view(len(chunk), count * kind.shape[1])
 
 
 def unique_rois(cells: Shaped[Tensor, "R _"]) -> tuple[Int64[Tensor, "U"], Int64[Tensor, "R"]]:
@@ -175,7 +178,7 @@ def unique_rois(cells: Shaped[Tensor, "R _"]) -> tuple[Int64[Tensor, "U"], Int64
     return first.scatter_reduce(0, inverse, rows, "amin"), inverse
 
 
-def bins_first(weight: Float[Tensor, "out CB"], bins: int) -> Float[Tensor, "out CB"]:
+def bins_first(weight: Real[Tensor, "out CB"], bins: int) -> Real[Tensor, "out CB"]:
     """Columns of fc6, C * B of them, in the order of `pool_for_inference`'s rows: B * C.
 
     Done once when a detector is made: transposing each chunk of features would cost about as much as pooling it.
@@ -231,8 +234,8 @@ def _distinct_intervals(
 
 
 def _bin_maxima(
-    feature: Float[Tensor, "C h w"], bins: Int64[Tensor, "U 4"], levels: Int64[Tensor, "U"]
-) -> Float[Tensor, "U C"]:
+    feature: Real[Tensor, "C h w"], bins: Int64[Tensor, "U 4"], levels: Int64[Tensor, "U"]
+) -> Real[Tensor, "U C"]:
     """The maximum over each bin of a map; bins (cells) are sorted by `levels`.
 
     A range-maximum (sparse) table: a bin is covered by the 2^i x 2^j windows at its four corners, which overlap, so its

@@ -1,19 +1,13 @@
 """Truncated SVD of the fully connected layers (section 3.1), as tools/compress_net.py of the original code."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from fastrcnn import config as configs
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.files import refuse_overwrite
-from fastrcnn.model.fast_rcnn import factors
-from fastrcnn.model.weights import load_model, weights_file, write_model
-
-log = logging.getLogger(__name__)
+from fastrcnn.model.fast_rcnn import FastRCNN, factors
 
 
 @torch.no_grad()
@@ -54,20 +48,16 @@ class Compression:
     gflop: tuple[float, float]
 
 
-def compress_weights(source: str | Path, target: str | Path, ranks: dict[str, int]) -> list[Compression]:
-    """Write a weights file with fc6 and fc7 compressed to `ranks` ({"fc6": 1024, "fc7": 256}; 0 leaves a layer).
-
-    Score thresholds are not taken over. Raises FastRCNNError for a file that is no weights file or is compressed
-    already, and for ranks that do not fit.
-    """
-    refuse_overwrite([weights_file(source)], [target])
-    model, config = load_model(source)
-    if not model.fc_layers:
-        raise FastRCNNError(f"{source}: has no fc6 and fc7 to compress: its network is {config.model.backbone}")
+@torch.no_grad()
+def compress(model: FastRCNN, ranks: dict[str, int], source: str | Path) -> list[Compression]:
+    """Put two factors in the place of fc6 and fc7, in the model, by `ranks` ({"fc6": 1024, "fc7": 256}; 0 leaves a
+    layer). Raises FastRCNNError that names `source` for ranks that do not fit, and for layers compressed already."""
+    if any(ranks.values()) and not model.fc_layers:
+        raise FastRCNNError(f"{source}: has no fc6 and fc7 to compress: its network is {model.config.backbone}")
     result = []
-    for name, rank in ranks.items():
-        layer = getattr(model, name)
-        if not isinstance(layer, nn.Linear):
+    for name in model.fc_layers:
+        layer, rank = getattr(model, name), ranks.get(name, 0)
+        if rank and not isinstance(layer, nn.Linear):
             raise FastRCNNError(f"{source}: {name} is compressed already; compress the weights of tools/train.py")
         try:
             smaller = truncated_svd(layer, rank) if rank else layer
@@ -76,12 +66,4 @@ def compress_weights(source: str | Path, target: str | Path, ranks: dict[str, in
         setattr(model, name, smaller)
         before, after = (2e-9 * ROIS * multiplications(part) for part in (layer, smaller))
         result.append(Compression(name, rank or None, (parameters(layer), parameters(smaller)), (before, after)))
-    if model.score_thresholds:
-        log.info(
-            "%s: has no score thresholds: those of %s are of the whole network; measure them with tools/test.py",
-            target,
-            source,
-        )
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "feature_scale"}
-    write_model(target, tensors, configs.to_dict(config), model.normalisation, feature_scale=1.0, svms=model.svms)
     return result

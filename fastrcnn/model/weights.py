@@ -17,7 +17,7 @@ from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import read_tensors, write_tensors
-from fastrcnn.model import checkpoint_file, score_thresholds, torchvision_weights
+from fastrcnn.model import checkpoint_file, int8, score_thresholds, torchvision_weights
 from fastrcnn.model.backbones import NORMALISATIONS, Normalisation
 from fastrcnn.model.fast_rcnn import FastRCNN, factors
 from fastrcnn.model.score_thresholds import ScoreThresholds
@@ -25,6 +25,7 @@ from fastrcnn.model.score_thresholds import ScoreThresholds
 log = logging.getLogger(__name__)
 
 FORMAT = "fastrcnn weights 1"
+INT8 = "int8"  # in the metadata of weights in int8: the pictures by which activations were measured
 START = "fastrcnn start 1"  # convolutions, fc6 and fc7 to train from, which tools/import_weights.py writes
 WEIGHTS = "model.safetensors"  # in a run's folder, at its end
 BEST = "best.safetensors"  # there too, by train.eval_every
@@ -58,6 +59,8 @@ def initialise(model: FastRCNN, config: Config) -> set[str]:
     if lacking := what_to_fetch(config):
         raise FastRCNNError(lacking)
     path, tensors, metadata = read_network(name)
+    if INT8 in metadata:
+        raise FastRCNNError(f"model.weights: {_for_detection(path)}")
     if metadata.get("format") == FORMAT:
         return load_own_run(model, tensors, metadata, config, str(path))
     if metadata.get("format") == START:
@@ -215,11 +218,12 @@ def write_model(
     config: dict[str, Any],
     normalisation: Normalisation,
     feature_scale: float,
-    svms: bool = False,
+    **more: Any,
 ) -> None:
-    """Write folded tensors with the metadata of a weights file; `config` as config.to_dict gives it, `svms` says that
-    cls_score holds SVMs."""
-    write_tensors(path, tensors, _metadata(config, normalisation, feature_scale) | ({"svms": True} if svms else {}))
+    """Write folded tensors with the metadata of a weights file; `config` as config.to_dict gives it. `more` may have
+    svms, that cls_score holds SVMs, and int8; what is None, empty or False is left out."""
+    about = {name: value for name, value in more.items() if value}
+    write_tensors(path, tensors, _metadata(config, normalisation, feature_scale) | about)
 
 
 def write_start(path: str | Path, tensors: dict[str, Tensor], normalisation: Normalisation) -> None:
@@ -276,15 +280,22 @@ def _other_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]
     return f"{path}: {what}; name a weights file of tools/train.py or a run's folder"
 
 
-def load_model(path: str | Path, precision: str | None = None) -> tuple[FastRCNN, Config]:
+def _for_detection(path: Path) -> str:
+    return f"{path}: is in int8, which detection alone takes; name the weights it was made from"
+
+
+def load_model(path: str | Path, precision: str | None = None, with_int8: bool = False) -> tuple[FastRCNN, Config]:
     """The network of a weights file, ready to detect, and the configuration it was trained with.
 
-    `path` may also be a run's folder, or a checkpoint. `precision` overrides the one it was trained in. Raises
-    FastRCNNError for a file that is not whole or not ours, or whose tensors do not fit its own configuration.
+    `path` may also be a run's folder, or a checkpoint. `precision` overrides the one it was trained in; of weights in
+    int8, which come only where they are asked for, it is that of what is not in int8. Raises FastRCNNError for a file
+    that is not whole or not ours, or whose tensors do not fit its own configuration.
     """
     path, tensors, metadata = read_network(path)
     if metadata.get("format") != FORMAT:
         raise FastRCNNError(_other_file(path, tensors, metadata))
+    if INT8 in metadata and not with_int8:
+        raise FastRCNNError(_for_detection(path))
     config, normalisation = _header(metadata, str(path))
     try:
         with torch.device("meta"):  # no random start that would be thrown away
@@ -293,6 +304,8 @@ def load_model(path: str | Path, precision: str | None = None) -> tuple[FastRCNN
                 if f"{name}.V.weight" in tensors:
                     rank = tensors[f"{name}.V.weight"].shape[0]
                     setattr(model, name, factors(getattr(model, name), rank))
+            if INT8 in metadata:
+                int8.convert(model)
     except (FastRCNNError, RuntimeError, TypeError, IndexError) as e:  # sizes that no network can have
         reason = str(e).splitlines()[0]
         raise FastRCNNError(f"{path}: its configuration gives no network ({reason}); the file is damaged") from None
@@ -309,6 +322,8 @@ def load_model(path: str | Path, precision: str | None = None) -> tuple[FastRCNN
     model.normalisation = normalisation
     model.score_thresholds = _score_thresholds(metadata, path)
     model.svms = bool(metadata.get("svms"))
+    if not all(float(step) > 0 for step in int8.steps(model).values()):
+        raise FastRCNNError(f"{path}: a step of its activations is not a positive number; the file is damaged")
     return model.eval(), config
 
 

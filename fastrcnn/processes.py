@@ -59,13 +59,16 @@ def ctrl_c_ignored() -> Iterator[None]:
 
 
 @contextmanager
-def workers(processes: int) -> Iterator[Executor]:
-    """A pool whose processes die with this one, and at once when the block is left, in the middle of an image too."""
+def workers(processes: int, nice: int = 0) -> Iterator[Executor]:
+    """A pool whose processes die with this one, and at once when the block is left, in the middle of an image too.
+
+    Where the system knows such a thing, they yield to processes of this one's priority as `nice` says (0 to 19).
+    """
     if sys.platform == "win32":
         processes = min(processes, 61)  # more handles than that Windows does not wait for
     context = multiprocessing.get_context("spawn")  # fork copies threads' locks in whatever state they are
     life, ours = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(life,))
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(life, nice))
     try:
         with ctrl_c_ignored():
             for _ in range(processes):  # each of these calls starts one
@@ -83,19 +86,25 @@ def map_images(
 
     Raises FastRCNNError when a process dies.
     """
-    with nullcontext() if processes == 1 else workers(processes) as pool:
+    with deaths_told(doing), nullcontext() if processes == 1 else workers(processes) as pool:
         at_once = min(len(jobs) // (processes * 8) + 1, AT_ONCE)
         results = map(work, jobs) if pool is None else pool.map(work, jobs, chunksize=at_once)
-        try:
-            yield from tqdm(results, total=len(jobs), desc=doing, unit="image", leave=False, delay=delay)
-        except BrokenProcessPool:
-            raise FastRCNNError(
-                f"{doing}: a process died, perhaps for lack of memory: run again with fewer processes. (In a script of "
-                'your own, such calls stand below `if __name__ == "__main__":`)'
-            ) from None
+        yield from tqdm(results, total=len(jobs), desc=doing, unit="image", leave=False, delay=delay)
 
 
-def _start_worker(life: Connection) -> None:
+@contextmanager
+def deaths_told(doing: str, remedy: str = "run again with fewer processes") -> Iterator[None]:
+    """Around all that has to do with workers: raises FastRCNNError when one of these has died."""
+    try:
+        yield
+    except BrokenProcessPool:
+        raise FastRCNNError(
+            f"{doing}: a process died, perhaps for lack of memory: {remedy}. (In a script of your own, such calls "
+            'stand below `if __name__ == "__main__":`)'
+        ) from None
+
+
+def _start_worker(life: Connection, nice: int) -> None:
     """`life` is never written to: it ends when the parent closes it or is killed."""
 
     def follow_parent() -> None:
@@ -105,4 +114,6 @@ def _start_worker(life: Connection) -> None:
 
     threading.Thread(target=follow_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        os.nice(nice)
     cv2.setNumThreads(1)  # one image per core is the faster division

@@ -139,7 +139,8 @@ class Detector:
         While the network is at one picture, the proposals of the next ones are searched by `threads` threads (all cores
         but one, at most 16); each holds one picture, and of `images`, which may be endless, so many and one more are
         taken before their turn. proposals and ids go with the images one by one; None among them, and score, are as for
-        `detect`.
+        `detect`. Folders of pictures, as tools/detect.py takes them, are searched by processes, which yield to the
+        network; here they would have to import the calling script.
 
         An error of picture k comes at k, after what was found before it, and starts with `images[k]`; one that
         `images` itself raises comes as it is. Left early, by `break` or Ctrl-C, it waits for what is searched at that

@@ -1,9 +1,9 @@
 """The detector on files and folders: pictures with boxes drawn in, and one detections.json of all that was found."""
 
+import contextlib
 import logging
 import secrets
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from fastrcnn.config import ProposalsConfig
-from fastrcnn.detect.ahead import Ready, ahead, make_ready
+from fastrcnn.detect.ahead import Ready, ahead, make_ready, search_processes
 from fastrcnn.detect.detector import Detector, Score, detection_settings
 from fastrcnn.detect.folders import JOURNAL_NAME, JSON_NAME, ListedPicture, check_outputs, find_pictures
 from fastrcnn.detect.labels import write_labels
@@ -26,6 +27,7 @@ from fastrcnn.files import lock
 from fastrcnn.journal import Journal
 from fastrcnn.model.score_thresholds import network_digest
 from fastrcnn.model.weights import weights_file
+from fastrcnn.processes import deaths_told
 from fastrcnn.proposals.proposals import Proposals, read_proposals
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class DetectedPictures:
 
 
 Item: TypeAlias = tuple[str, DetectedImage]  # with its stamp
+Pixels: TypeAlias = UInt8[np.ndarray, "H W 3"]
 Limits: TypeAlias = Float32[np.ndarray, "K"]  # the score that a class must have to be drawn
 
 
@@ -63,6 +66,9 @@ def detect_pictures(
     (of write_labels). A picture that cannot be read is reported and skipped. Stopped on the way, detections.json
     holds what was finished, and the same call resumes if `weights` names the detector's file. Raises FastRCNNError,
     before any work, where check_outputs and Detector.score_limits do, and when none could be read.
+
+    Many pictures are searched by processes, which import the calling script: have it call this below
+    `if __name__ == "__main__":`.
     """
     output, limits = Path(output), detector.score_limits(score)
     pictures = find_pictures(paths, output)
@@ -74,14 +80,12 @@ def detect_pictures(
     result = DetectedPictures([], [], [], output / JSON_NAME, [])
     with lock(output / ".lock", "the output folder"):
         journal = _journal(detector, output, inputs if weights else None, score, limits)
-        done = dict(journal.items)
+        work = _Work(detector, output, limits, journal, result)
         try:
-            with journal:
-                bar = tqdm(pictures, "detecting", unit="image", mininterval=1)
-                calls = [partial(_make_ready, p, output, store, done, detector.config.proposals) for p in pictures]
-                with closing(ahead(calls)) as ready:
-                    for picture, future in zip(bar, ready, strict=True):
-                        _detect_and_draw(detector, picture, future, output, limits, journal, result)
+            # One thread draws and writes while the network is at the next picture.
+            with journal, closing(work.detected(pictures, store)) as drawings, closing(ahead(drawings, 1)) as futures:
+                for future in futures:
+                    future.result()
         finally:  # Ctrl-C and a full disk too: what is finished is written
             if result.images:
                 write_detections(result.json, detector.config.classes, result.images)
@@ -97,57 +101,68 @@ def detect_pictures(
     return result
 
 
-def _make_ready(
-    picture: ListedPicture,
-    output: Path,
-    store: Proposals | None,
-    done: dict[str, DetectedImage],
-    search: ProposalsConfig,
-) -> tuple[str, DetectedImage | Ready]:
-    """The stamp of a picture, and one of `done`, from the journal, if it is drawn, else what the network takes."""
-    stamp = _stamp(picture)
-    if picture.below(output).exists() and stamp in done:
-        return stamp, done[stamp]
-    if store is not None and picture.id not in store:
+@dataclass(frozen=True)
+class _Work:
+    """What detecting and drawing have in common."""
+
+    detector: Detector
+    output: Path
+    limits: Limits
+    journal: Journal[Item]
+    result: DetectedPictures
+
+    def detected(
+        self, pictures: Sequence[ListedPicture], store: Proposals | None
+    ) -> Generator[Callable[[], None], None, None]:
+        """Puts each picture into `result`, and gives what writes it, unless the journal has it and it is drawn."""
+        done, stamps = dict(self.journal.items), {picture: _stamp(picture) for picture in pictures}
+        finished = {p: done[s] for p, s in stamps.items() if s in done and p.below(self.output).exists()}
+        todo = [picture for picture in pictures if picture not in finished]
+        search = self.detector.config.proposals
+        processes = search_processes(len(todo), search) if store is None else None
+        calls = (partial(make_ready, p.path, None, p.id, search) for p in todo)
+        if store is not None:
+            calls = (partial(_read_with, store, p, search) for p in todo)
+        told = deaths_told("selective search", "free some, and run again to resume")
+        with told, closing(ahead(calls, processes=processes)) as ready:
+            for picture in tqdm(pictures, "detecting", unit="image", mininterval=1):
+                drawn = picture.below(self.output)
+                if picture in finished:
+                    image = finished[picture]
+                else:
+                    try:
+                        pixels, proposals = next(ready).result()
+                        image = self._detect(picture, pixels, proposals)
+                    except FastRCNNError as e:
+                        log.error("%s", e)
+                        self.result.failed.append(picture.path)
+                        continue
+                self.result.images.append(image)
+                self.result.drawn.append(drawn)
+                if picture not in finished:
+                    yield partial(self._write, stamps[picture], image, pixels, drawn)
+
+    def _detect(self, picture: ListedPicture, pixels: Pixels, proposals: ArrayLike) -> DetectedImage:
+        lowest = float(self.limits.min())
+        if lowest < np.float32(self.detector.config.test.score_threshold):
+            found = self.detector.detect(pixels, proposals, picture.id, score=lowest)
+        else:
+            found = self.detector.detect(pixels, proposals, picture.id)
+        height, width = pixels.shape[:2]
+        return DetectedImage(picture.id, found, str(picture.path), width, height)
+
+    def _write(self, stamp: str, image: DetectedImage, pixels: Pixels, drawn: Path) -> None:
+        self.journal.append((stamp, image))  # before it is drawn: what is drawn is in detections.json
+        shown = image.found.above(self.limits)
+        write_image(drawn, draw_detections(pixels, shown.boxes, shown.names, shown.scores))
+
+
+def _read_with(store: Proposals, picture: ListedPicture, search: ProposalsConfig) -> Ready:
+    if picture.id not in store:
         raise FastRCNNError(
             f"{picture.path}: {store.path} has no proposals of {picture.id}; make them, or leave it out"
         )
-    return stamp, make_ready(picture.path, store[picture.id] if store is not None else None, picture.id, search)
-
-
-def _detect_and_draw(
-    detector: Detector,
-    picture: ListedPicture,
-    future: Future[tuple[str, DetectedImage | Ready]],
-    output: Path,
-    limits: Limits,
-    journal: Journal[Item],
-    result: DetectedPictures,
-) -> None:
-    """One picture into `result`, detected and drawn unless it is so already."""
-    drawn = picture.below(output)
-    try:
-        stamp, made = future.result()
-        image = made if isinstance(made, DetectedImage) else _detect(detector, picture, made, limits)
-    except FastRCNNError as e:
-        log.error("%s", e)
-        result.failed.append(picture.path)
-        return
-    result.images.append(image)
-    if not isinstance(made, DetectedImage):
-        journal.append((stamp, image))  # before it is drawn: what is drawn is in detections.json
-        shown = image.found.above(limits)
-        write_image(drawn, draw_detections(made[0], shown.boxes, shown.names, shown.scores))
-    result.drawn.append(drawn)
-
-
-def _detect(detector: Detector, picture: ListedPicture, ready: Ready, limits: Limits) -> DetectedImage:
-    if limits.min() < np.float32(detector.config.test.score_threshold):
-        found = detector.detect(*ready, picture.id, score=float(limits.min()))
-    else:
-        found = detector.detect(*ready, picture.id)
-    height, width = ready[0].shape[:2]
-    return DetectedImage(picture.id, found, str(picture.path), width, height)
+    return make_ready(picture.path, store[picture.id], picture.id, search)
 
 
 def _journal(
@@ -165,9 +180,10 @@ def _journal(
 
 
 def _stamp(picture: ListedPicture) -> str:
-    """Changes when the picture does, or the name that it is drawn under."""
-    try:
+    """Changes when the picture does, or the name that it is drawn under; before it is read, which says what is wrong
+    with it."""
+    size, time = -1, -1
+    with contextlib.suppress(OSError):
         about = picture.path.stat()
-    except OSError as e:
-        raise FastRCNNError(f"{picture.path}: cannot be read: {e.strerror}; check its permissions") from None
-    return f"{about.st_size} {about.st_mtime_ns} {picture.output} {picture.path}"
+        size, time = about.st_size, about.st_mtime_ns
+    return f"{size} {time} {picture.output} {picture.path}"

@@ -10,10 +10,8 @@ Shapes: D dense boxes, P proposals.
 from functools import lru_cache
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Int64, UInt8
 
-from fastrcnn.boxes import iou
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.proposals.selective_search import image_rng, selective_search
 from fastrcnn.proposals.stored import clean
@@ -62,6 +60,10 @@ def nearest_dense(boxes: Float32[np.ndarray, "P 4"], width: int, height: int) ->
 
     Of one size, the highest IoU has the box whose centre is nearest, in x and in y: overlap falls with distance.
     """
+    import torch  # here, as processes that only search do without it
+
+    from fastrcnn.boxes import iou
+
     candidates = []
     for size, *places in grid(width, height):
         wanted = (boxes[:, :2] + boxes[:, 2:] - size) / 2

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import DIGEST_SIZE, file_digest, lock, remove_leftovers
 from fastrcnn.images import read_image
 from fastrcnn.journal import Journal
-from fastrcnn.processes import cores, workers
+from fastrcnn.processes import cores, deaths_told, workers
 from fastrcnn.proposals.proposals import check_settings
 from fastrcnn.proposals.selective_search import selective_search
 from fastrcnn.proposals.stored import StoredProposals, compact, read_stored, write_stored
@@ -217,15 +216,11 @@ def _search_all(
     failures = []
     processes = min(processes or cores(), len(todo))
     bar = tqdm(total=total, initial=total - len(todo), desc="selective search", unit="image", smoothing=0.05)
-    with bar, workers(processes) as pool:
+    told = deaths_told("selective search", "run again, with fewer processes, to resume")
+    with told, bar, workers(processes) as pool:
         for future in as_completed([pool.submit(_search_one, r.id, r.path, config) for r in todo]):
             try:
                 yield future.result()
-            except BrokenProcessPool:
-                raise FastRCNNError(
-                    "selective search: a process died, perhaps for lack of memory (or the calling script lacks "
-                    "`if __name__ == '__main__'`); run again, with fewer processes, to resume"
-                ) from None
             except FastRCNNError as e:
                 log.error("%s", e)
                 failures.append(e)

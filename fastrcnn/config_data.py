@@ -62,7 +62,8 @@ class DataSetConfig(Section, title="data set"):
     """folder: where the XML files are; coco: the JSON file; yolo: the labels or data.yaml; null: where they usually
     are, as beside the images."""
     proposals: PathText | None = None
-    """.safetensors of tools/proposals.py, .mat as published, .npz or .json of one's own."""
+    """.safetensors of tools/proposals.py, .mat as published, .npz or .json of one's own; null, in data.test alone: each
+    evaluation searches for them anew."""
     download: bool = False
     """voc: fetch the archive through torchvision when root is absent."""
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 
@@ -18,18 +19,20 @@ from fastrcnn.detections import Detections, read_detections
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import read_image
 from fastrcnn.model.score_thresholds import ScoreThresholds
+from fastrcnn.proposals.dense import find_proposals
 
 
 class Finder(Detector):
-    """Finds one dog in each picture without looking, and counts."""
+    """Finds one dog in each picture without looking, and notes what it is given."""
 
     def __init__(self):
         self.config = configs.from_dict({"classes": ["cat", "dog"]})
         self.model = type("Model", (), {"precision": "float32"})
-        self.seen = []
+        self.seen, self.proposals = [], []
 
     def detect(self, image, proposals=None, image_id=None):
         self.seen.append(image_id)
+        self.proposals.append(proposals)
         box = np.array([[1, 2, 30, 40.5]], np.float32)
         return Detections(box, np.array([2]), np.array([0.75], np.float32), ("cat", "dog"))
 
@@ -212,3 +215,86 @@ def test_auto_without_thresholds_is_refused_before_any_work(tmp_path):
     with pytest.raises(FastRCNNError, match="hold no score thresholds"):
         detect_pictures(Finder(), [picture(tmp_path / "a.jpg")], tmp_path / "found", "auto")
     assert not (tmp_path / "found").exists()
+
+
+# ---- many pictures, which processes search
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """A folder of nine pictures, the fourth of them cut off."""
+    monkeypatch.setattr("fastrcnn.detect.ahead.cores", lambda: 2)
+    for i in range(9):
+        pixels = np.random.default_rng(i).integers(0, 255, (6, 8, 3), np.uint8).repeat(10, axis=0).repeat(10, axis=1)
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / f"photos/{i}.png")
+    (tmp_path / "photos/3.png").write_bytes((tmp_path / "photos/3.png").read_bytes()[:200])
+    return tmp_path / "photos"
+
+
+def ids_in(folder):
+    return [image["id"] for image in json.loads((folder / "detections.json").read_text())["images"]]
+
+
+def test_many_pictures_have_the_same_boxes_in_the_same_order(many, tmp_path, caplog):
+    detector, children = Finder(), []
+    plain = detector.detect
+    detector.detect = lambda *args: children.append(len(multiprocessing.active_children())) or plain(*args)
+    done = detect_pictures(detector, [many], tmp_path / "found")
+    assert detector.seen == ids_in(tmp_path / "found") == [str(i) for i in range(9) if i != 3]
+    assert set(children) == {2} and not multiprocessing.active_children()
+    assert done.failed == [many / "3.png"] and caplog.text.count("3.png: cannot be decoded") == 1
+    assert all(path.is_file() for path in done.drawn) and len(done.drawn) == 8
+    for name, boxes in zip(detector.seen, detector.proposals, strict=True):
+        alone = find_proposals(read_image(many / f"{name}.png"), name, detector.config.proposals)
+        assert len(alone) and boxes.tolist() == alone.tolist()
+
+
+def test_ctrl_c_and_a_lost_process_keep_what_is_finished(many, tmp_path):
+    class Stopped(Finder):
+        def detect(self, image, proposals=None, image_id=None):
+            if len(self.seen) == 2:
+                self.stop()
+            return super().detect(image, proposals, image_id)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    def kill():
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"weights")
+    detector = Stopped()
+    detector.stop = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        detect_pictures(detector, [many], tmp_path / "found", weights=weights)
+    assert ids_in(tmp_path / "found") == ["0", "1"] and not multiprocessing.active_children()
+    detector = Stopped()
+    detector.stop = kill
+    with pytest.raises(FastRCNNError, match="a process died, perhaps for lack of memory: free some, and run again"):
+        detect_pictures(detector, [many], tmp_path / "other")
+    assert ids_in(tmp_path / "other")[:2] == ["0", "1"] and not multiprocessing.active_children()
+    detector = Finder()
+    detect_pictures(detector, [many], tmp_path / "found", weights=weights)
+    assert detector.seen[-6:] == list("245678") and len(detector.seen) <= 7 and len(ids_in(tmp_path / "found")) == 8
+
+
+def test_a_full_disk_ends_the_work_and_all_that_is_drawn_is_told(tmp_path, monkeypatch):
+    for name in "abcdefgh":
+        picture(tmp_path / f"photos/{name}.jpg")
+    write = pictures_module.write_image
+
+    def full(path, image):
+        if path.stem == "c":
+            raise FastRCNNError("the disk is full")
+        write(path, image)
+
+    monkeypatch.setattr(pictures_module, "write_image", full)
+    monkeypatch.setattr("fastrcnn.detect.ahead.MANY", 99)
+    detector = Finder()
+    with pytest.raises(FastRCNNError, match="the disk is full"):
+        detect_pictures(detector, [tmp_path / "photos"], tmp_path / "found")
+    drawn = {path.stem for path in (tmp_path / "found").glob("*.jpg")}
+    assert {"a", "b"} <= drawn <= set(ids_in(tmp_path / "found")) and len(detector.seen) <= 5

@@ -279,7 +279,7 @@ def test_ctrl_c_in_detection_keeps_the_pictures_drawn(folder, shapes):
     finished = {path.name for path in drawn.glob("*.jpg")}
     assert finished and finished < {path.name for path in (shapes / "JPEGImages").iterdir()}
     told = {Path(image["file"]).name for image in json.loads((drawn / "detections.json").read_text())["images"]}
-    assert finished <= told and len(told - finished) <= 1  # the last may be told and not yet drawn
+    assert finished <= told and len(told - finished) <= 2  # the last may be told and not yet drawn
 
 
 def running(folder):

@@ -34,7 +34,7 @@ from fastrcnn import config_files
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.detections import DetectedImage, Detections, read_detections, write_detections
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.evaluate import run as testing
+from fastrcnn.evaluate import detect_set
 from fastrcnn.files import METADATA_KEY
 from fastrcnn.journal import pack
 from fastrcnn.model import torchvision_weights
@@ -377,7 +377,7 @@ def test_detections_with_mutated_values_are_read_or_refused(detections, data):
 
 KEY = {"weights": "x", "classes": CONFIG.classes}
 TOP = pack(np.zeros((2, 3), np.float32))  # what test.detections_per_class keeps of an image
-LINES = [[image.to_json(), top] for image, top in zip(FOUND, (None, TOP), strict=True)]
+LINES = [[image.to_json(), top, best] for image, top, best in zip(FOUND, (None, TOP), (None, [0.5]), strict=True)]
 
 
 def as_journal(lines: list) -> bytes:
@@ -387,7 +387,7 @@ def as_journal(lines: list) -> bytes:
 
 def check_partial(path: Path) -> None:
     """Whatever stands in it: what is taken over is good enough to be saved, the rest is done again."""
-    found = [image for image, _ in testing._journal(path, KEY).items]
+    found = [image for image, *_ in detect_set.open_journal(path, KEY).items]
     assert all(isinstance(image.id, str) for image in found)
     write_detections(path, CONFIG.classes, found)
 
@@ -421,8 +421,8 @@ def test_an_evaluation_under_way_with_mutated_values_is_taken_over_as_far_as_it_
 )
 def test_a_line_that_does_not_fit_is_done_again(tmp_path, line):
     path = tmp_path / "partial"
-    path.write_bytes(as_journal([LINES[1], [line, None], LINES[0]]))
-    assert [image.id for image, _ in testing._journal(path, KEY).items] == ["b"]
+    path.write_bytes(as_journal([LINES[1], [line, None, None], LINES[0]]))
+    assert [image.id for image, *_ in detect_set.open_journal(path, KEY).items] == ["b"]
 
 
 # ---- nothing is unpickled

@@ -44,9 +44,16 @@ def in_this_process(todo, config, processes, total):
 
 
 def test_a_set_that_names_no_proposals_is_refused_before_any_search(tree):
-    tree["data"]["test"][0]["proposals"] = None
-    with pytest.raises(FastRCNNError, match=r"data\.test\.0\.proposals is not set"):
+    tree["data"]["validation"] = [tree["data"]["test"][0] | {"proposals": None}]
+    with pytest.raises(FastRCNNError, match=r"data\.validation\.0\.proposals is not set"):
         next(propose(configs.from_dict(tree)))
+
+
+def test_a_test_set_that_names_no_proposals_is_left_to_evaluation(tree, caplog):
+    tree["data"]["test"][0]["proposals"] = None
+    with caplog.at_level("INFO"):
+        assert [s.name.split(" ")[0] for s in propose(configs.from_dict(tree))] == ["data.train.0"]
+    assert "test): names no file of proposals, and is searched when it is evaluated" in caplog.text
 
 
 def test_parts_of_proposals_that_are_only_read_are_refused(tree):

@@ -19,7 +19,8 @@ from fastrcnn import ranks
 from fastrcnn.data.propose import propose
 from fastrcnn.detect.detector import Detector
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.evaluate.run import DETECTIONS, detect_part, evaluate_weights
+from fastrcnn.evaluate.detect_set import detect_part
+from fastrcnn.evaluate.run import DETECTIONS, evaluate_weights
 from fastrcnn.files import read_tensors
 from fastrcnn.ranks import ALONE, Ranks, joined
 from fastrcnn.train import loop
@@ -215,14 +216,18 @@ def rank_below(parent: int, rank: int) -> int:
 
 
 @needs_gloo
-def test_ranks_share_the_images_of_an_evaluation(accumulated, tmp_path):
+@pytest.mark.parametrize("searched", [False, True])
+def test_ranks_share_the_images_of_an_evaluation(accumulated, tmp_path, searched):
+    """And the search, where there is no file of proposals."""
+    if searched:
+        accumulated["data"]["test"][0]["proposals"] = None
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(accumulated))
     config = config_of(accumulated, tmp_path / "run", solver={"max_iterations": 15})
     weights = train(config)
     alone = evaluate_weights(config, weights, tmp_path / "alone")
     said = ran(torchrun(2, TRAIN.with_name("test.py"), file, weights, "--output", tmp_path / "two"))
-    assert said.count(alone.table) == 1
+    assert said.count(alone.table) == 1 and said.count("searching for the proposals of 2 images") == searched
     both = [(tmp_path / folder / "detections.json").read_bytes() for folder in ("alone", "two")]
     assert both[0] == both[1] and not list((tmp_path / "two").glob("*partial*"))
 

@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -9,16 +10,17 @@ from conftest import made_proposals
 
 from fastrcnn import config as configs
 from fastrcnn.annotations.read import read_data_sets
-from fastrcnn.data.image_set import open_data
 from fastrcnn.data.shapes import make_shapes
 from fastrcnn.detect.detector import Detector
 from fastrcnn.detections import DetectedImage, Detections, write_detections
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.evaluate.analysis import analyse
+from fastrcnn.evaluate.detect_set import Pass, detection_key
 from fastrcnn.evaluate.keep_thresholds import keep_thresholds
 from fastrcnn.evaluate.rows import DetectionRows, ObjectRows
-from fastrcnn.evaluate.run import _key, _Pass, evaluate_detections, evaluate_weights
+from fastrcnn.evaluate.run import evaluate_detections, evaluate_weights
 from fastrcnn.model.weights import load_model
+from fastrcnn.proposals.make import make_proposals
 from fastrcnn.train.loop import train
 
 
@@ -102,6 +104,37 @@ def interrupted(*_, **__):
     raise KeyboardInterrupt
 
 
+def test_without_a_file_of_proposals_they_are_searched_on_the_way(tree, shapes, tmp_path, monkeypatch, caplog):
+    """Killed and resumed, the evaluation is the one with the file, and so is the recall in the report."""
+    first, second = ({"root": str(shapes), "split": split} for split in ("train", "test"))
+    made = str(tmp_path / "made.safetensors")
+    tree["data"]["test"] = [first | {"proposals": made}, second | {"proposals": made}]
+    weights, config = train(configs.from_dict(tree)), configs.from_dict(tree)
+    make_proposals(read_data_sets(config.data.test, config.data, config.classes), made, config.proposals, 1)
+    recalls = []
+    monkeypatch.setattr("fastrcnn.evaluate.run.write_report", lambda _, done: recalls.append(done.recall))
+    whole = evaluate_weights(config, weights, tmp_path / "a", with_report=True)
+    tree["data"]["test"] = [first, second | {"proposals": made}]
+    config, calls = configs.from_dict(tree), []
+
+    def killed(detector, *asked, original=Detector.detect):
+        calls.append(len(multiprocessing.active_children()))
+        return interrupted() if len(calls) == 2 else original(detector, *asked)
+
+    monkeypatch.setattr(Detector, "detect", killed)
+    with caplog.at_level("INFO"):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_weights(config, weights, tmp_path / "b")
+        assert not multiprocessing.active_children()
+        resumed = evaluate_weights(config, weights, tmp_path / "b", with_report=True)
+    assert min(calls) > 0 and len(calls) == 13 and not multiprocessing.active_children()
+    assert "searching for the proposals of 8 images while" in caplog.text and "of 7 images while" in caplog.text
+    assert [i.to_json() for i in resumed.detections] == [i.to_json() for i in whole.detections]
+    assert resumed.table == whole.table
+    assert sorted(recalls[0].best_iou) == sorted(recalls[1].best_iou)
+    np.testing.assert_array_equal(recalls[0].by_class(6), recalls[1].by_class(6))
+
+
 def test_a_test_set_without_annotations_is_detected_in_and_not_scored(tree, shapes, tmp_path):
     shutil.copytree(shapes, tmp_path / "set")
     for line in (tmp_path / "set" / "ImageSets" / "Main" / "test.txt").read_text().split():
@@ -150,9 +183,9 @@ def test_a_report_is_written_last_and_only_when_asked_for(tree, tmp_path, monkey
 
 
 def key_of(config, weights):
-    seen = _Pass(with_recall=False)
-    open_data(config.data.test, config, None, seen.add)
-    return _key(config, weights, seen.digest)
+    seen = Pass(with_recall=False)
+    seen.open(config)
+    return detection_key(config, weights, seen.digest)
 
 
 def test_thresholds_are_stored_once_and_are_no_other_weights(tree, tmp_path, caplog):

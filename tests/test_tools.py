@@ -15,9 +15,8 @@ import yaml
 from PIL import Image
 
 from fastrcnn import config_files
-from fastrcnn.data.image_set import open_data
 from fastrcnn.data.shapes import CLASSES, make_shapes
-from fastrcnn.evaluate import run as testing
+from fastrcnn.evaluate import detect_set
 from fastrcnn.files import read_tensors
 from fastrcnn.journal import Journal
 
@@ -130,14 +129,14 @@ def test_evaluation_goes_on_after_a_kill(workspace, monkeypatch):
     run("test", "small.yaml", weights, "--output", "whole", cwd=workspace)
     monkeypatch.chdir(workspace)  # paths in the configuration are relative
     config = config_files.load("small.yaml")
-    seen = testing._Pass(with_recall=False)
-    images = open_data(config.data.test, config, also=seen.add)
-    key = testing._key(config, Path(weights), seen.digest)
+    seen = detect_set.Pass(with_recall=False)
+    images = seen.open(config)
+    key = detect_set.detection_key(config, Path(weights), seen.digest)
     marker = {"id": images.ids[0], "classes": [CLASSES[0]], "scores": [0.5], "boxes": [[1, 2, 30, 40]]}
     partial = workspace / "killed/detections.partial.jsonl"
     with Journal(partial, key, list, list) as journal:
-        journal.append([marker, None])
-        journal.append([marker, None])
+        journal.append([marker, None, None])
+        journal.append([marker, None, None])
     partial.write_bytes(partial.read_bytes()[:-30])
     done = run("test", "small.yaml", weights, "--output", "killed", cwd=workspace)
     assert "1 of 3 images are done already" in done.stderr and not partial.exists()

@@ -19,7 +19,7 @@ def main() -> None:
     folder = Path(config.output) / "results" if args.output is None else Path(args.output)
     with joined(config.device) as ranks:
         if ranks.world > 1 and not args.weights.endswith(".json"):
-            from fastrcnn.evaluate.run import detect_part
+            from fastrcnn.evaluate.detect_set import detect_part
 
             detect_part(config, args.weights, folder, ranks)
         if ranks.main:

@@ -1,6 +1,6 @@
 """A run's data: the images of its data sets, joined, each with its proposals."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -27,6 +27,7 @@ class ImageSet:
 
     records: Sequence[ImageRecord]
     proposals: Mapping[str, Float32[np.ndarray, "_ 4"]]  # by image id; may hold more images than `records`
+    searched: Set[str] = frozenset()  # ids of images whose proposals whoever opened the set searches itself
 
     def __len__(self) -> int:
         return len(self.records)
@@ -53,25 +54,31 @@ def open_data(
     problems: list[Problem] | None = None,
     also: Visit | None = None,
     known: Known | None = None,
+    search: bool = False,
 ) -> ImageSet:
     """Read all annotations and open all proposals; `problems` takes what was clipped, skipped, ignored or noted.
 
     All proposals are read once, to be checked; `also` is called with each image and its proposals in this same pass,
     which is left out if `known`, called with the stores and all records, says that they have been checked before.
-    Raises FastRCNNError for what read_data_sets and open_proposals refuse, and for an image in two of the sets.
+    With `search`, the caller searches the proposals of data sets that name none. Raises FastRCNNError for what
+    read_data_sets and open_proposals refuse, for an image in two of the sets, and without `search` for such a set.
     """
     sets = read_each_data_set(datasets, config.data, config.classes, problems)
-    stores = []
+    opened, searched = [], set()
     for dataset, records in zip(datasets, sets, strict=True):
         source = config.proposals.source(dataset.proposals)
-        if not source:
+        if source:
+            opened.append((read_proposals(source, records, config.proposals), records))
+        elif search:
+            searched |= {record.id for record in records}
+        else:
             raise FastRCNNError(
                 f"{dataset.label}: has no proposals; set `proposals` of the data set to a file, and "
                 "make it with tools/proposals.py"
             )
-        stores.append(read_proposals(source, records, config.proposals))
+    stores = [store for store, _ in opened]
     joined = [record for records in sets for record in records]
     if known is None or not known(stores, joined):
-        for store, records in zip(stores, sets, strict=True):
+        for store, records in opened:
             refuse_problems(store, records, also)
-    return ImageSet(joined, join(stores))
+    return ImageSet(joined, join(stores), searched)

@@ -1,6 +1,7 @@
 """The proposals of all data sets of a run: searched where the file is ours, and how many objects they cover."""
 
 import contextlib
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from fastrcnn.proposals.proposals import open_proposals
 from fastrcnn.proposals.recall import Covering, Recall
 from fastrcnn.proposals.unfinished import Part
 from fastrcnn.ranks import joined
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ def propose(config: Config, processes: int | None = None) -> Iterator[ProposedSe
 
     All annotations are read first. Where torchrun has started several ranks, each searches a part of the images, on its
     share of the cores; the first then joins them, and the others get nothing here. Raises FastRCNNError for what
-    read_data_sets, make_proposals and open_proposals refuse, a data set that names no proposals, and a training set
-    without objects.
+    read_data_sets, make_proposals and open_proposals refuse, a data set that names no proposals, unless it is of
+    data.test, which evaluation searches, and a training set without objects.
     """
     with joined("cpu") as ranks:
         with ranks.one_first():
@@ -125,6 +128,11 @@ def _sets_by_file(config: Config) -> dict[str, list[ReadSet]]:
         for i, dataset in enumerate(getattr(config.data, part)):
             key = f"data.{part}.{i}"
             source = config.proposals.source(dataset.proposals)
+            if not source and part == "test":
+                log.info(
+                    "%s (%s): names no file of proposals, and is searched when it is evaluated", key, dataset.label
+                )
+                continue
             if not source:
                 raise FastRCNNError(f"{key}.proposals is not set; name a file, such as proposals.safetensors")
             problems: list[Problem] = []

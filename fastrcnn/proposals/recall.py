@@ -70,23 +70,36 @@ class Covering:
         self._areas: list[float] = []
 
     def add(self, record: ImageRecord, proposals: Real[np.ndarray, "_ 4"]) -> list[float]:
-        """Add an image; proposals in image pixels, half open. Returns the best IoU of each object not difficult."""
-        kept = ~record.difficult
-        # float64: whole pixels then give the exact quotient's nearest number, and IoU 0.5 is 0.5
-        objects = torch.from_numpy(record.boxes[kept].astype(np.float64))
-        rows = torch.from_numpy(np.asarray(proposals, dtype=np.float64))
-        best: list[float] = iou(rows, objects).amax(dim=0).tolist() if len(rows) else [0.0] * len(objects)
-        self.boxes += len(rows)
-        self._best += best
-        self._classes.append(record.classes[kept])
-        self._areas += area(objects).tolist()
-        self._difficult += int(record.difficult.sum())
+        """Add an image; proposals in image pixels, half open. Returns what best_iou does."""
+        best = best_iou(record, proposals)
+        self.boxes += len(proposals)
+        self.add_best(record, best)
         return best
+
+    def add_best(self, record: ImageRecord, best: Sequence[float]) -> None:
+        """Add an image by what best_iou has returned for it."""
+        self._best += best
+        self._classes.append(record.classes[~record.difficult])
+        self._areas += area(_objects(record)).tolist()
+        self._difficult += int(record.difficult.sum())
 
     def recall(self) -> Recall:
         """Of all that was added."""
         columns = np.array(self._best), np.concatenate(self._classes), np.array(self._areas)
         return Recall(self._thresholds, *columns, self._difficult)
+
+
+def best_iou(record: ImageRecord, proposals: Real[np.ndarray, "_ 4"]) -> list[float]:
+    """The best IoU of each object not difficult with proposals in image pixels, half open."""
+    objects = _objects(record)
+    rows = torch.from_numpy(np.asarray(proposals, dtype=np.float64))
+    return iou(rows, objects).amax(dim=0).tolist() if len(rows) else [0.0] * len(objects)
+
+
+def _objects(record: ImageRecord) -> Float64[torch.Tensor, "_ 4"]:
+    """Boxes of objects not difficult, in float64: whole pixels then give the quotient's nearest number, and IoU 0.5 is
+    0.5."""
+    return torch.from_numpy(record.boxes[~record.difficult].astype(np.float64))
 
 
 def proposal_recall(

@@ -62,7 +62,8 @@ def evaluate(
 
     `config` is what fastrcnn.train takes; `weights` a weights file, a run's folder, a checkpoint, or a detections.json
     to score again. with_coco also gives COCO's averages, in results.json and `table`. Interrupted, the same call
-    resumes. Raises FastRCNNError for wrong input, and weights of other classes than the configuration's.
+    resumes. Proposals of a data set that names none are searched by processes, which import the calling script, as
+    those of `train` do. Raises FastRCNNError for wrong input, and weights of other classes than the configuration's.
     """
     settings = _as_config(config)
 

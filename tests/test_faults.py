@@ -302,6 +302,27 @@ def test_ctrl_c_while_proposals_processes_start(folder):
     assert not (folder / "own.safetensors").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="counts processes under /proc")
+@pytest.mark.parametrize("images", [0, 2])
+def test_ctrl_c_while_processes_search_ahead_of_the_network(folder, shapes, images):
+    """While they start, and once they have found something: none stays, none says a word, and the command resumes."""
+    args = ("run.yaml", "model.safetensors", "data.test.0.proposals=null", "data.test.0.split=[train, test]")
+    args += ("--output", "results")
+    partial = folder / "results/detections.partial.jsonl"
+    done = lambda: partial.read_bytes().count(b"\n") - 1 if partial.exists() else -1  # noqa: E731
+    slowly = functools.partial(slow, DETECT, 0.2)
+    text = interrupt(
+        "test", *args, cwd=folder, when=lambda: done() >= images and running(folder) >= 2, changes=[slowly]
+    )
+    assert "searching for the proposals of 12 images while" in text
+    end = time.monotonic() + 30
+    while running(folder):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    left = 12 - done()
+    assert f"searching for the proposals of {left} images while" in run("test", *args, cwd=folder)
+
+
 @pytest.mark.parametrize("wait", [0.1, 0.8])
 def test_ctrl_c_while_spawned_loader_processes_start(folder, wait):
     """As on Windows and macOS: they import for a second or more, and leave no traceback. Training then resumes."""

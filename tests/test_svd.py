@@ -46,7 +46,9 @@ def test_a_compressed_file_is_a_weights_file(tree, tmp_path):
     model = build(config)
     statistics = TargetStatistics(torch.zeros(6, 4), torch.ones(6, 4))
     save_weights(tmp_path / "full.safetensors", model, config, statistics)
-    fc6, fc7 = compress_weights(tmp_path / "full.safetensors", tmp_path / "small.safetensors", {"fc6": 32, "fc7": 4})
+    fc6, fc7 = compress_weights(
+        tmp_path / "full.safetensors", tmp_path / "small.safetensors", {"fc6": 32, "fc7": 4}
+    ).layers
     inputs = model.fc6.in_features
     assert (fc6.layer, fc6.rank, fc7.layer, fc7.rank) == ("fc6", 32, "fc7", 4)
     assert fc6.parameters == (32 * inputs + 32, 32 * (inputs + 32) + 32)

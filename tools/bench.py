@@ -65,8 +65,7 @@ def main() -> None:
     from bench.report import as_text, machine
     from bench.timing import busy_programs
 
-    if args.what == "train":
-        keep_memory()
+    keep_memory()
     device = choose_device(args.device)
     set_cuda(CudaConfig())
     work = {

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 from collections import Counter
 
-from _common import parser, run
+from _common import keep_memory, parser, run
 
 
 def score(text: str) -> float | str:
@@ -50,6 +50,7 @@ def main() -> None:
     import fastrcnn
     from fastrcnn.detect.pictures import detect_pictures
 
+    keep_memory()
     detector = fastrcnn.load(args.weights, args.device, args.precision)
     if args.search:
         detector.config.proposals.method = args.search

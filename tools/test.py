@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from _common import parser, run
+from _common import keep_memory, parser, run
 
 
 def main() -> None:
@@ -15,6 +15,7 @@ def main() -> None:
     from fastrcnn.config_files import load
     from fastrcnn.ranks import joined
 
+    keep_memory()
     config = load(args.config, args.overrides)
     folder = Path(config.output) / "results" if args.output is None else Path(args.output)
     with joined(config.device) as ranks:

@@ -324,7 +324,7 @@ def _copied(model: FastRCNN, device: torch.device) -> FastRCNN:
     model = without_batch_norm(model)
     copies: dict[int, Any] = {}
     for name, weight in model.named_parameters():
-        dtype = model.feature_type if name.partition(".")[0] in reduced else weight.dtype
+        dtype = REDUCED[model.precision] if name.partition(".")[0] in reduced else weight.dtype
         copy = weight.detach().to(device, dtype, copy=True)
         if name in ("fc6.weight", "fc6.V.weight"):
             copy = bins_first(copy, model.config.bins_per_roi) * model.feature_scale.to(copy)

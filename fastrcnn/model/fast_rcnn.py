@@ -108,8 +108,8 @@ class FastRCNN(nn.Module):
     @property
     def feature_type(self) -> torch.dtype:
         """Of the frozen layers' output."""
-        if self.int8 and self.frozen_depth:
-            return torch.uint8
+        if self.int8:
+            return torch.uint8 if self.frozen_depth else torch.float32  # with none frozen, the image's own
         return REDUCED.get(self.precision, torch.float32)
 
     def _reduced_precision(self) -> contextlib.AbstractContextManager:

@@ -13,12 +13,12 @@ from fastrcnn.detect import detector as detector_module
 from fastrcnn.detect.detector import Detector
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import image_scale, prepare_image, read_image
-from fastrcnn.model import fast_rcnn
+from fastrcnn.model import fast_rcnn, int8_kernels
 from fastrcnn.model.roi_features import RoIFeatures, unique_rois
 from fastrcnn.proposals.dense import find_proposals
 
 from bench.assembly import Assembly
-from bench.made import RANKS, compressed, distinct_proposals, made_network, picture
+from bench.made import RANKS, compressed, distinct_proposals, in_int8, made_network, picture
 from bench.memory import memory_of_detection, peak, save_made_network
 from bench.timing import ASSEMBLY, CPU, Case, Stages, measured
 
@@ -28,7 +28,11 @@ def detect(rounds: int, small: bool, device: torch.device = CPU) -> dict[str, An
     with tempfile.TemporaryDirectory() as folder:
         path, proposals = picture(Path(folder)), distinct_proposals()
         models = {name: made_network(small, name, path, proposals) for name in ("float32", "bfloat16")}
-        models["bfloat16, SVD {}/{}".format(*RANKS[small])] = compressed(small, "bfloat16", path, proposals)
+        svd = "SVD {}/{}".format(*RANKS[small])
+        models[f"bfloat16, {svd}"] = compressed(small, "bfloat16", path, proposals)
+        if device.type == "cpu" and int8_kernels.works():
+            models["int8"] = in_int8(*made_network(small, "bfloat16", path, proposals), path, proposals)
+            models[f"int8, {svd}"] = in_int8(*compressed(small, "bfloat16", path, proposals), path, proposals)
         assembly = Assembly(*models["float32"], device).eval()
         detectors = {name: Detector(model, config, device) for name, (model, config) in models.items()}
         compared = compare(detectors["float32"], assembly, path, proposals)
@@ -51,7 +55,7 @@ def own(weights: str, image: str, rounds: int, device: torch.device) -> dict[str
     detector = fastrcnn.load(weights, str(device))
     pixels = read_image(image)
     proposals = find_proposals(pixels, Path(image).stem, detector.config.proposals)
-    name = f"{weights}, {detector.model.precision}"
+    name = f"{weights}, {'int8' if detector.model.int8 else detector.model.precision}"
     result = measured(rounds, 4096, {name: detection_case(detector, image, proposals)}, {}, device)
     sides = detector.config.image
     scale = image_scale(pixels.shape[1], pixels.shape[0], sides.test_short_side[0], sides.test_long_side)
@@ -74,7 +78,8 @@ def detection_case(detector: Any, image: str | Path, proposals: Any) -> Case:
             stages.hook(layer, "siblings")
         stages.wrap(detector_module, "select_detections", "NMS")
 
-    return Case(partial(detector.detect, image, proposals), install, detector.model.precision)
+    precision = "int8" if detector.model.int8 else detector.model.precision
+    return Case(partial(detector.detect, image, proposals), install, precision)
 
 
 def assembly_detect(assembly: Any, detector: Any, path: Path, proposals: Any) -> Any:

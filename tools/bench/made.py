@@ -13,6 +13,7 @@ from torch import nn
 from fastrcnn import config as configs
 from fastrcnn.annotations.records import make_record
 from fastrcnn.boxes import TargetStatistics
+from fastrcnn.compress import to_int8
 from fastrcnn.config import Config
 from fastrcnn.data.image_set import ImageSet
 from fastrcnn.data.loader import Batch, BatchDataset
@@ -82,6 +83,13 @@ def compressed(small: bool, precision: str, path: Path, proposals: np.ndarray) -
     for name, rank in zip(("fc6", "fc7"), RANKS[small], strict=True):
         setattr(model, name, factors(getattr(model, name), rank))
     return calibrate(model, config, path, proposals), config
+
+
+def in_int8(model: FastRCNN, config: Config, path: Path, proposals: np.ndarray) -> tuple[FastRCNN, Config]:
+    """The same in int8, its activations measured on the picture itself."""
+    record = make_record(path.stem, path, WIDTH, HEIGHT, [], None)
+    to_int8(model, config, ImageSet([record], {path.stem: proposals}))
+    return model, config
 
 
 CANDIDATES = 1000  # scores above the threshold; trained networks have some hundreds to thousands

@@ -12,6 +12,7 @@ import fastrcnn
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.model.weights import build, save_weights
 
+from _common import keep_memory
 from bench.made import Training, distinct_proposals, made_config
 
 
@@ -29,6 +30,7 @@ def memory(kind: str, process: int | str = "self") -> float:
 
 def memory_of_detection(weights: Path, path: Path) -> float:
     """As a user does it: from a weights file, peak GB of the process."""
+    keep_memory()
     detector, proposals = fastrcnn.load(weights, "cpu"), distinct_proposals()
     for _ in range(3):
         detector.detect(path, proposals)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import trange
 
+from fastrcnn.model import int8_kernels
 from fastrcnn.model.onednn import Product
 
 PRECISIONS = ("float32", "bfloat16")
@@ -67,7 +68,7 @@ def medians(rounds: int, cases: Mapping[str, Callable[[], object]]) -> dict[str,
 
 
 def products(size: int, device: torch.device) -> dict[str, Callable[[], object]]:
-    """Square matrix products in both precisions, on a CPU also by oneDNN: what the device can do."""
+    """Square matrix products in each precision, on a CPU also by oneDNN: what the device can do."""
     cases: dict[str, Callable[[], object]] = {}
     for name in PRECISIONS:
         a, b = (torch.randn(size, size, dtype=getattr(torch, name), device=device) for _ in range(2))
@@ -75,13 +76,18 @@ def products(size: int, device: torch.device) -> dict[str, Callable[[], object]]
         if device.type == "cpu" and torch.backends.mkldnn.is_available():
             layer = Product(torch.nn.Linear(size, size, bias=False, dtype=a.dtype))
             cases[f"product {name} by oneDNN"] = partial(torch.inference_mode()(layer), a)
+    if device.type == "cpu" and int8_kernels.works():
+        x, weight = (torch.randint(0, 100, (size, size)).to(dtype) for dtype in (torch.uint8, torch.int8))
+        by_int8 = int8_kernels.Product(weight, torch.ones(size), None, (1.0, 0), (1e4, 0), relu=True)
+        cases["product int8 by oneDNN"] = partial(torch.inference_mode()(by_int8), x)
     return cases
 
 
 def rates(seconds: Mapping[str, float], size: int) -> dict[str, float]:
     """GFLOP a second of the faster product [size, size] in each precision."""
-    names = {name: (f"product {name}", f"product {name} by oneDNN") for name in PRECISIONS}
-    return {name: 2e-9 * size**3 / min(seconds[w] for w in ways if w in seconds) for name, ways in names.items()}
+    names = {name: (f"product {name}", f"product {name} by oneDNN") for name in (*PRECISIONS, "int8")}
+    timed = {name: [seconds[w] for w in ways if w in seconds] for name, ways in names.items()}
+    return {name: 2e-9 * size**3 / min(ways) for name, ways in timed.items() if ways}
 
 
 class Stages:
@@ -125,7 +131,9 @@ class Stages:
             self.seconds[stage] += time.perf_counter() - started.pop()
 
         def count(layer: Any, inputs: tuple, output: Any) -> None:
-            forward = 2e-9 * output.numel() * layer.weight.shape[1:].numel()
+            # Packed weights of a product may lie turned round.
+            each = inputs[0].shape[-1] if output.ndim == 2 else layer.weight.shape[1:].numel()
+            forward = 2e-9 * output.numel() * each
             self.gflop[stage] += forward
             if learning and layer.weight.requires_grad:
                 self.gflop[learning] += forward * (1 + inputs[0].requires_grad)

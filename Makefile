@@ -13,7 +13,7 @@ test: $(VENV)/installed types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # A call that one of the three systems lacks is an error there.
 types: $(VENV)/installed

@@ -1,10 +1,22 @@
 """Where the network runs."""
 
+import logging
+from functools import cache
+from pathlib import Path
+
 import torch
 
 from fastrcnn.config import CudaConfig
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.ranks import ALONE, Ranks
+
+log = logging.getLogger(__name__)
+
+CPU_INFO = Path("/proc/cpuinfo")  # Linux alone has it
+INSTRUCTIONS = {  # of x86, any of which makes products of this type faster than those of float32
+    "bfloat16": {"avx512_bf16", "amx_bf16"},
+    "float16": {"avx512_fp16", "amx_fp16"},
+}
 
 
 def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
@@ -46,3 +58,18 @@ def set_cuda(config: CudaConfig) -> None:
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     torch.backends.cudnn.allow_tf32 = config.tf32
     torch.backends.cudnn.benchmark = config.cudnn_benchmark
+
+
+@cache
+def tell_of_slow_type(precision: str, device: str) -> None:
+    """Once, one line in the log where an x86 processor has no instructions for a type: it works, and takes longer than
+    float32. Where the processor does not tell, nothing is said."""
+    if device != "cpu" or precision not in INSTRUCTIONS or not CPU_INFO.exists():
+        return
+    lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    flags = next((set(line.split()) for line in lines if line.startswith("flags")), None)
+    if flags is not None and not flags & INSTRUCTIONS[precision]:
+        log.warning(
+            "precision: this processor has no instructions for %s, and takes longer than in float32; use float32",
+            precision,
+        )

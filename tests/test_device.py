@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from fastrcnn import device as device_module
 from fastrcnn.config import CudaConfig
-from fastrcnn.device import choose_device, set_cuda
+from fastrcnn.device import choose_device, set_cuda, tell_of_slow_type
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.ranks import Ranks
 
@@ -48,3 +49,26 @@ def test_cuda_rounds_only_where_the_configuration_says_so():
         set_cuda(config)
         cudnn = torch.backends.cudnn
         assert [torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "precision", "device", "said"),
+    [
+        ("flags\t\t: fpu sse avx2 fma\n", "bfloat16", "cpu", True),
+        ("model\t: 1\nflags\t\t: fpu avx512f avx512_bf16\n", "bfloat16", "cpu", False),
+        ("flags\t\t: fpu avx512f avx512_bf16\n", "float16", "cpu", True),
+        ("flags\t\t: fpu sse avx2 fma\n", "float32", "cpu", False),
+        ("flags\t\t: fpu sse avx2 fma\n", "bfloat16", "cuda", False),
+        ("Features\t: fp asimd\n", "bfloat16", "cpu", False),  # not x86
+        (None, "bfloat16", "cpu", False),  # not Linux
+    ],
+)
+def test_a_type_without_instructions_is_told_once(monkeypatch, tmp_path, caplog, text, precision, device, said):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(device_module, "CPU_INFO", tmp_path / "cpuinfo")
+    tell_of_slow_type.cache_clear()
+    for _ in range(2):
+        tell_of_slow_type(precision, device)
+    tell_of_slow_type.cache_clear()
+    assert [f"no instructions for {precision}" in line for line in caplog.messages] == [True] * said

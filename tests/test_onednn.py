@@ -26,6 +26,40 @@ def test_a_product_is_that_of_the_layer(rows, bias):
         assert torch.allclose(onednn.Product(layer)(x), layer(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 7, 300])
+@pytest.mark.parametrize("learns", ["x weight bias", "x", "weight bias"])
+def test_gradients_are_those_of_the_layer(monkeypatch, rows, learns):
+    monkeypatch.setattr(onednn, "faster_here", lambda: True)
+    torch.manual_seed(0)
+    layer = onednn.Linear(90, 33)
+    given = {"x": torch.randn(rows, 90), "weight": layer.weight.detach(), "bias": layer.bias.detach()}
+    upstream, found = torch.randn(rows, 33), []
+
+    def ours(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
+
+    for work in (torch.nn.functional.linear, ours):
+        leaves = {name: value.clone().requires_grad_(name in learns.split()) for name, value in given.items()}
+        output = work(*leaves.values())
+        output.backward(upstream)
+        found.append([output.detach(), *(leaf.grad for leaf in leaves.values())])
+    for expected, other in zip(*found, strict=True):
+        assert (expected is None) == (other is None)
+        if expected is not None:
+            assert torch.allclose(other, expected, atol=1e-4)
+    with torch.inference_mode():
+        assert torch.allclose(layer(given["x"]), nn.Linear.forward(layer, given["x"]), atol=1e-5)
+
+
+def test_other_types_go_their_own_way(monkeypatch):
+    monkeypatch.setattr(onednn, "faster_here", lambda: True)
+    monkeypatch.setattr(onednn, "_Linear", None)  # not asked for
+    layer, x = onednn.Linear(9, 5), torch.randn(3, 9)
+    assert layer.double()(x.double()).dtype == torch.float64
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.float()(x).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 def test_detection_is_the_same_by_onednn(tree, monkeypatch, compressed):
     config = configs.from_dict(tree)
@@ -38,8 +72,9 @@ def test_detection_is_the_same_by_onednn(tree, monkeypatch, compressed):
     for faster in (False, True):
         monkeypatch.setattr(onednn, "faster_here", lambda faster=faster: faster)
         detector = Detector(model, config, torch.device("cpu"))
-        layers = [type(m) for name in ("fc6", "fc7") for m in getattr(detector.model, name).modules()]
-        assert (onednn.Product in layers) == faster and (nn.Linear in layers) != faster
+        layers = [m for name in ("fc6", "fc7") for m in getattr(detector.model, name).modules()]
+        products = [isinstance(m, onednn.Product) for m in layers if not isinstance(m, nn.Sequential)]
+        assert products == [faster] * (4 if compressed else 2)
         found.append(detector.detect(PICTURE, some_proposals()))
     assert len(found[0]) > 10
     assert np.array_equal(found[0].classes, found[1].classes)

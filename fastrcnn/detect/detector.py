@@ -25,7 +25,7 @@ from fastrcnn.detect.ahead import Ready, ahead, make_ready
 from fastrcnn.detect.nms import best_of_each_class, select_detections
 from fastrcnn.detect.views import Look, Rows, look_at
 from fastrcnn.detections import Detections
-from fastrcnn.device import set_cuda
+from fastrcnn.device import set_cuda, tell_of_slow_type
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.images import prepare_image
 from fastrcnn.inputs import Picture, as_pixels, as_rois
@@ -73,6 +73,7 @@ class Detector:
                 f"the configuration has {len(config.classes)} classes, the model {model.num_classes - 1}; give its own"
             )
         set_cuda(config.cuda)
+        tell_of_slow_type(model.precision, device.type)
         self.config, self.device = config, device
         self.score_thresholds = model.score_thresholds
         self.model = _copied(model, device)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastrcnn.config import ModelConfig
 from fastrcnn.errors import FastRCNNError
-from fastrcnn.model import backbones
+from fastrcnn.model import backbones, onednn
 from fastrcnn.model.receptive_field import receptive_field
 from fastrcnn.model.roi_features import RoIFeatures, channels_first, unique_rois
 from fastrcnn.model.score_thresholds import ScoreThresholds
@@ -73,7 +73,7 @@ class FastRCNN(nn.Module):
             width = backbones.output_channels(self.conv5)
         else:
             fc6_width, width = self.config.fc_widths
-            self.fc6, self.fc7 = nn.Linear(inputs, fc6_width), nn.Linear(fc6_width, width)
+            self.fc6, self.fc7 = onednn.Linear(inputs, fc6_width), onednn.Linear(fc6_width, width)
         self.cls_score = nn.Linear(width, self.num_classes)
         self.bbox_pred = nn.Linear(width, 4 * self.num_classes)
         for name in self.fc_layers:

@@ -20,7 +20,7 @@ from fastrcnn.data.checks import files_in_both
 from fastrcnn.data.image_set import ImageSet, open_data
 from fastrcnn.data.loader import Batch, BatchDataset, batches, on_device
 from fastrcnn.data.survey import Survey
-from fastrcnn.device import choose_device, set_cuda
+from fastrcnn.device import choose_device, set_cuda, tell_of_slow_type
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import lock, remove_leftovers
 from fastrcnn.model.fast_rcnn import FastRCNN
@@ -140,6 +140,7 @@ def prepare(
     """
     folder, device = Path(config.output), choose_device(config.device, ranks)
     set_cuda(config.cuda)
+    tell_of_slow_type(config.precision, device.type)
     if not resume and (lacking := what_to_fetch(config)):  # before data is read, or even fetched
         raise FastRCNNError(lacking)
     with ranks.one_first():

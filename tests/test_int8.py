@@ -187,3 +187,18 @@ def test_steps_that_are_none_are_damage(tree, tmp_path, value):
     write_tensors(tmp_path / "int8.safetensors", tensors, metadata)
     with pytest.raises(FastRCNNError, match=r"int8\.safetensors: .*"):
         load(tmp_path / "int8.safetensors", "cpu")
+
+
+@needs_int8
+def test_a_file_that_claims_int8_of_another_network_is_damaged(tree, tmp_path):
+    config = configs.from_dict(tree)
+    weights = written(config, lively(config), tmp_path / "model.safetensors")
+    tensors, metadata = read_tensors(weights)
+    write_tensors(weights, tensors, metadata | {"int8": 300})
+    with pytest.raises(FastRCNNError, match=r"backbone\.conv1\.scale is not there.*the file is damaged"):
+        load(weights, "cpu")
+    other = copy.deepcopy(metadata) | {"int8": 300}
+    other["config"]["model"]["roi_features"] = "roi_align"
+    write_tensors(weights, tensors, other)
+    with pytest.raises(FastRCNNError, match="by roi_align are no maxima.*the file is damaged"):
+        load(weights, "cpu")

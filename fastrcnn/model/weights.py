@@ -305,6 +305,8 @@ def load_model(path: str | Path, precision: str | None = None, with_int8: bool =
                     rank = tensors[f"{name}.V.weight"].shape[0]
                     setattr(model, name, factors(getattr(model, name), rank))
             if INT8 in metadata:
+                if reason := int8.refusal(model):
+                    raise FastRCNNError(reason)
                 int8.convert(model)
     except (FastRCNNError, RuntimeError, TypeError, IndexError) as e:  # sizes that no network can have
         reason = str(e).splitlines()[0]

@@ -355,7 +355,7 @@ def test_ctrl_c_while_features_are_computed_keeps_those_that_are_finished(folder
 def test_ctrl_c_while_compressing_leaves_no_half_file(folder):
     change = functools.partial(slow, "fastrcnn.model.svd:truncated_svd", 1.0)
     args = ("model.safetensors", "small.safetensors", "--fc6", "8", "--fc7", "8")
-    mark = functools.partial(on_call, "fastrcnn.model.svd:load_model", 1, "before", act=(folder / "begun").touch)
+    mark = functools.partial(on_call, "fastrcnn.compress:load_model", 1, "before", act=(folder / "begun").touch)
     interrupt("compress", *args, cwd=folder, changes=[change, mark], when=(folder / "begun").exists)
     assert not [*folder.glob("*small*")]
 

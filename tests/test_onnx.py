@@ -166,7 +166,11 @@ def test_detection_is_that_of_torch(case, tree, tmp_path):
         (scores, moved), (others, others_moved) = (d.classify(pixels, rois) for d in (reference, detector))
         assert torch.allclose(scores, others, atol=1e-5) and torch.allclose(moved, others_moved, atol=1e-2)
         found, again = (d.detect(pixels, boxes) for d in (reference, detector))
-        assert found.names == again.names and np.allclose(found.boxes, again.boxes, atol=1e-2)
+        left = [*range(len(again))]  # scores that differ by a rounding may be in another order
+        for name, box in zip(found.names, found.boxes, strict=True):
+            same = [i for i in left if again.names[i] == name and np.allclose(again.boxes[i], box, atol=1e-2)]
+            left.remove(same[0])
+        assert not left
         assert len(found) or not len(boxes) or case == "caffenet"  # which sees background in the strip
 
 

@@ -70,7 +70,7 @@ class Product(nn.Module):
         super().__init__()
         packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)
         self.register_buffer("weight", packed, persistent=False)
-        self.bias = layer.bias
+        self.bias, self.in_features = layer.bias, layer.in_features
 
     def forward(self, x: Float[Tensor, "R in"]) -> Float[Tensor, "R out"]:
         return _linear(x, self.weight, self.bias)

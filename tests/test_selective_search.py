@@ -54,6 +54,13 @@ def test_the_boxes_are_those_of_opencv(method):
     assert len(expected) > 10
 
 
+@pytest.mark.parametrize("method", ["fast", "faster", "quality"])
+def test_threads_change_nothing(method):
+    config = ProposalsConfig(method=method)
+    alone, shared = (ss.selective_search(picture(2), "x", config, threads) for threads in (1, 5))
+    assert len(alone) > 10 and np.array_equal(alone, shared)
+
+
 def slow_cheap(image, side):
     """The eight ways one by one, each a search of its own."""
     seg, found = cv2.ximgproc.segmentation, set()

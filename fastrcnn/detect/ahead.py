@@ -37,15 +37,16 @@ def make_ready(
     proposals: ArrayLike | None,
     image_id: str,
     config: ProposalsConfig,
+    threads: int = 1,
 ) -> Ready:
-    """A picture's pixels and its proposals, from selective search where they are None.
+    """A picture's pixels and its proposals, from selective search on so many threads where they are None.
 
     >>> pixels, proposals = make_ready("street.jpg", None, "street", detector.config.proposals)
 
     Raises FastRCNNError as read_image does.
     """
     pixels = read_image(image) if isinstance(image, str | Path) else image
-    return pixels, find_proposals(pixels, image_id, config) if proposals is None else proposals
+    return pixels, find_proposals(pixels, image_id, config, threads) if proposals is None else proposals
 
 
 def search_processes(pictures: int, config: ProposalsConfig, sharing: int = 1) -> int | None:

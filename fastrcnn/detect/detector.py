@@ -35,6 +35,7 @@ from fastrcnn.model.fast_rcnn import REDUCED, FastRCNN, Features
 from fastrcnn.model.roi_features import bins_first, unique_rois
 from fastrcnn.model.score_thresholds import ScoreThresholds
 from fastrcnn.model.weights import load_model
+from fastrcnn.processes import cores
 from fastrcnn.threads import one_thread
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ class Detector:
         if isinstance(image, list | tuple):
             return list(self.detect_many(image, proposals, image_id, score))
         self.score_limits(score)  # before any work
-        return self._find(*self._making(image, proposals, image_id)(), score)
+        return self._find(*self._making(image, proposals, image_id, cores())(), score)
 
     def detect_many(
         self,
@@ -186,7 +187,7 @@ class Detector:
             yield self._making(image, *row)
 
     def _making(
-        self, image: Picture, proposals: ArrayLike | Tensor | None, image_id: str | None
+        self, image: Picture, proposals: ArrayLike | Tensor | None, image_id: str | None, threads: int = 1
     ) -> Callable[[], Ready]:
         """What makes a picture ready, at any time: the arrays of the caller, who may fill them again, are copied."""
         own_id, source = "", image
@@ -195,7 +196,8 @@ class Detector:
         else:
             source = as_pixels(source).copy()
         boxes = None if proposals is None else as_rois(proposals).clone()
-        return partial(make_ready, source, boxes, own_id if image_id is None else image_id, self.config.proposals)
+        name = own_id if image_id is None else image_id
+        return partial(make_ready, source, boxes, name, self.config.proposals, threads)
 
     def score_limits(self, score: Score) -> Float32[np.ndarray, "K"]:
         """The score that a detection of each class must have, from index 1 on, for an argument of detect.

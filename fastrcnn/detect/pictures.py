@@ -27,7 +27,7 @@ from fastrcnn.files import lock
 from fastrcnn.journal import Journal
 from fastrcnn.model.score_thresholds import network_digest
 from fastrcnn.model.weights import weights_file
-from fastrcnn.processes import deaths_told
+from fastrcnn.processes import cores, deaths_told
 from fastrcnn.proposals.proposals import Proposals, read_proposals
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,8 @@ class _Work:
         todo = [picture for picture in pictures if picture not in finished]
         search = self.detector.config.proposals
         processes = search_processes(len(todo), search) if store is None else None
-        calls = (partial(make_ready, p.path, None, p.id, search) for p in todo)
+        threads = 1 if processes else cores()  # few pictures have all cores, each its turn
+        calls = (partial(make_ready, p.path, None, p.id, search, threads) for p in todo)
         if store is not None:
             calls = (partial(_read_with, store, p, search) for p in todo)
         told = deaths_told("selective search", "free some, and run again to resume")

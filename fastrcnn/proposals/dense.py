@@ -98,9 +98,10 @@ def with_dense(
 
 
 def find_proposals(
-    image: UInt8[np.ndarray, "H W 3"], image_id: str, config: ProposalsConfig
+    image: UInt8[np.ndarray, "H W 3"], image_id: str, config: ProposalsConfig, threads: int = 1
 ) -> Float32[np.ndarray, "P 4"]:
-    """Proposals of a picture (RGB, upright) of which none are stored: image pixels, half open."""
+    """Proposals of a picture (RGB, upright) of which none are stored: image pixels, half open; the same on any number
+    of threads."""
     nothing = np.zeros((0, 4), np.float32)
-    sparse = nothing if config.method == "dense" else selective_search(image, image_id, config)
+    sparse = nothing if config.method == "dense" else selective_search(image, image_id, config, threads)
     return with_dense(sparse, image.shape[1], image.shape[0], image_id, config)

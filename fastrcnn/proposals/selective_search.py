@@ -1,67 +1,86 @@
 """Selective search (Uijlings et al. 2013) as OpenCV has it, in an order of our own, for one image."""
 
 import hashlib
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 
 from fastrcnn.config import ProposalsConfig
 from fastrcnn.proposals.stored import clean
 
 segmentation = cv2.ximgproc.segmentation
 
-# Ways of our own, cheaper than OpenCV's `fast`: the long side (pixels) that they search at. What they cost and find is
-# in the experiment log of configs/README.md.
-SIDES = {"faster": 400, "fastest": 250}
-SIGMA, MIN_SIZE = 0.8, 100  # of graph segmentations: OpenCV's
-SCALES = (75, 150)  # of graph segmentations, k of Felzenszwalb and Huttenlocher 2004; `fast` has 150 and 300
+SPACES = (cv2.COLOR_BGR2HSV, cv2.COLOR_BGR2Lab)  # of `fast` and the ways of our own
+MIN_SIZE = 100  # of a graph segmentation's segments, in pixels: OpenCV's
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How a picture is searched: each colour space with each graph segmentation, each merged by each of the cues."""
+
+    scales: tuple[int, ...]  # of graph segmentations, k of Felzenszwalb and Huttenlocher 2004
+    cues: tuple[str, ...]  # the similarities of two segments, of equal weight: Color, Fill, Size, Texture
+    long_side: int | None = None  # pixels; None: as proposals.long_side says
+    sigma: float = 0.8  # pixels, of the blur before a graph segmentation
+
+
+# `fast` is switchToSelectiveSearchFast. The others are ours, cheaper: of finer segments, by size and fill and by colour
+# too. None looks at texture, which takes most of the time of `fast` and finds fewer objects than finer segments do.
+# What they cost and find is in the experiment log of configs/README.md.
+WAYS = {
+    # OpenCV has the sigma of `fast` in float32; in float64, one picture in twenty has other boxes.
+    "fast": Ways((150, 300, 450), ("Color Fill Texture Size", "Fill Texture Size"), sigma=float(np.float32(0.8))),
+    "faster": Ways((75, 150), ("Fill Size", "Color Size Fill"), 400),
+    "fastest": Ways((75, 150), ("Fill Size", "Color Size Fill"), 250),
+}
 
 
 def selective_search(
-    image: UInt8[np.ndarray, "H W 3"], image_id: str, config: ProposalsConfig
+    image: UInt8[np.ndarray, "H W 3"], image_id: str, config: ProposalsConfig, threads: int = 1
 ) -> Float32[np.ndarray, "P 4"]:
     """Proposals of an image (RGB, upright): image pixels, half open, best first.
 
     At most config.search_cap boxes of whole pixels, none narrower or lower than config.min_size, none twice; an
     image longer than config.long_side, or than the method's own, is searched at that size. The same image and id give
-    the same boxes in the same order, everywhere.
+    the same boxes in the same order, everywhere, on any number of threads (`quality` takes one).
     """
     size = np.array(image.shape[1::-1])
-    long_side = min(config.long_side, SIDES.get(config.method, config.long_side))
+    ways = WAYS.get(config.method)
+    long_side = min(config.long_side, (ways and ways.long_side) or config.long_side)
     searched = np.maximum(size * min(1.0, long_side / size.max()), 1).round().astype(int)
     if (searched < size).any():
         image = cv2.resize(image, searched.tolist(), interpolation=cv2.INTER_AREA)
     bgr = np.ascontiguousarray(image[:, :, ::-1])  # OpenCV's colour conversions take BGR
-    search = segmentation.createSelectiveSearchSegmentation()
-    if config.method in SIDES:
-        _make_cheap(search, bgr)
-    else:
+    if ways is None:
+        search = segmentation.createSelectiveSearchSegmentation()
         search.setBaseImage(bgr)
-        {"fast": search.switchToSelectiveSearchFast, "quality": search.switchToSelectiveSearchQuality}[config.method]()
-    boxes = np.asarray(search.process(), np.float32).reshape(-1, 4)  # x, y, width, height
+        search.switchToSelectiveSearchQuality()
+        found = [np.asarray(search.process())]
+    else:
+        jobs = [(cv2.cvtColor(bgr, space), scale, ways) for space in SPACES for scale in ways.scales]
+        with ThreadPoolExecutor(threads) as pool:
+            found = [*pool.map(lambda job: _segments(*job), jobs)]
+    boxes = np.concatenate([part.reshape(-1, 4) for part in found]).astype(np.float32)  # x, y, width, height
     boxes[:, 2:] += boxes[:, :2]
     boxes = np.rint(boxes * np.tile(size / searched, 2)).astype(np.float32)
     return _rank(clean(boxes, config.min_size), image_id)[: config.search_cap]
 
 
-def _make_cheap(search: Any, bgr: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Put two colour spaces, two graph segmentations and two similarities into a search: eight ways to merge, as `fast`
-    has, of finer segments, by size and fill and by colour too. None looks at texture, which takes most of the time of
-    `fast` and finds fewer objects than finer segments do."""
-    for space in (cv2.COLOR_BGR2HSV, cv2.COLOR_BGR2Lab):
-        search.addImage(cv2.cvtColor(bgr, space))
-    for k in SCALES:
-        search.addGraphSegmentation(segmentation.createGraphSegmentation(SIGMA, float(k), MIN_SIZE))
-    fill = segmentation.createSelectiveSearchSegmentationStrategyFill
-    size = segmentation.createSelectiveSearchSegmentationStrategySize
-    color = segmentation.createSelectiveSearchSegmentationStrategyColor
-    for cues in ((fill, size), (color, size, fill)):
+def _segments(image: UInt8[np.ndarray, "H W 3"], scale: int, ways: Ways) -> Shaped[np.ndarray, "_ 4"]:
+    """The boxes of all segments of one graph segmentation, and of all that become of them where neighbours merge."""
+    search = segmentation.createSelectiveSearchSegmentation()
+    search.addImage(image)
+    search.addGraphSegmentation(segmentation.createGraphSegmentation(ways.sigma, float(scale), MIN_SIZE))
+    for names in map(str.split, ways.cues):
         similarity = segmentation.createSelectiveSearchSegmentationStrategyMultiple()
-        for cue in cues:
-            similarity.addStrategy(cue(), 1 / len(cues))
+        for name in names:
+            cue = getattr(segmentation, f"createSelectiveSearchSegmentationStrategy{name}")
+            similarity.addStrategy(cue(), 1 / len(names))
         search.addStrategy(similarity)
+    return np.asarray(search.process())
 
 
 def _rank(boxes: Float32[np.ndarray, "P 4"], image_id: str) -> Float32[np.ndarray, "P 4"]:

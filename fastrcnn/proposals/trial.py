@@ -13,7 +13,7 @@ from fastrcnn.images import read_image
 from fastrcnn.processes import cores, map_images
 from fastrcnn.proposals.dense import find_proposals
 from fastrcnn.proposals.recall import Recall, proposal_recall
-from fastrcnn.proposals.selective_search import SIDES
+from fastrcnn.proposals.selective_search import WAYS
 
 LOW = 0.6  # recall at IoU 0.5; on VOC 2007 it is 0.94
 SAMPLE = 20  # images
@@ -65,7 +65,8 @@ def _variants(sample: Sequence[ImageRecord], config: ProposalsConfig) -> list[di
     if config.method != "quality":
         variants.append({"method": "quality"})
     longest = max(max(record.width, record.height) for record in sample)
-    if longest > config.long_side and config.method not in SIDES:  # which have a side of their own
+    own_side = config.method in WAYS and WAYS[config.method].long_side
+    if longest > config.long_side and not own_side:
         variants.append({"long_side": min(longest, 2 * config.long_side)})
     return variants
 

@@ -131,8 +131,8 @@ def _line(item: object) -> bytes:
 
 def _parse(line: bytes) -> Any:
     """The item of a line. Raises ValueError for one that is cut or damaged."""
-    checksum, _, text = line.removeprefix(b"[").partition(b", ")
-    if not text.endswith(b"]\n") or int(checksum) != zlib.crc32(text[:-2]):
+    checksum, _, text = line.partition(b", ")
+    if not text.endswith(b"]\n") or checksum != b"[%d" % zlib.crc32(text[:-2]):
         raise ValueError("the line is damaged")
     return json.loads(text[:-2])
 

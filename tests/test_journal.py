@@ -68,6 +68,15 @@ def test_a_damaged_byte_ends_the_reading_before_its_line(items, data):
         assert len(found) <= sum(size <= at for size in sizes[1:])
 
 
+@pytest.mark.parametrize("byte", b"\x0b +0_")
+def test_a_byte_that_int_reads_over_is_damage_too(tmp_path, byte):
+    written(tmp_path / "j", ["one"])
+    content = bytearray((tmp_path / "j").read_bytes())
+    content[content.index(b"\n") + 1] = byte  # the first of the line
+    (tmp_path / "j").write_bytes(content)
+    assert Journal(tmp_path / "j", "key", same, same).items == []
+
+
 def test_what_decode_refuses_ends_the_reading(tmp_path):
     def decode(value):
         if value < 0:

@@ -46,9 +46,11 @@ def compress_weights(
     then, if a configuration is given, all in int8, its activations measured on `pictures` of its data.train.
 
     Score thresholds are not taken over. Raises FastRCNNError for a file that is no weights file or is in int8 already,
-    for ranks that do not fit, for networks without a form in int8, and for pictures of other classes.
+    for ranks that do not fit, for networks without a form in int8, for pictures of other classes, and for a target that
+    is one of the files read.
     """
-    refuse_overwrite([weights_file(source)], [target])
+    sets = (measured_on.data.train if measured_on else None) or []
+    refuse_overwrite([weights_file(source), *(each.proposals for each in sets if each.proposals)], [target])
     model, config = load_model(source)
     images = None
     if measured_on is not None:

@@ -166,13 +166,24 @@ def test_pictures_of_other_classes_and_none_are_refused(tree, tmp_path):
     refused("names no pictures", data={**tree["data"], "train": []})
 
 
+def test_a_file_of_proposals_is_not_written_over(tree, shapes, tmp_path):
+    config = configs.from_dict(tree)
+    weights = written(config, lively(config), tmp_path / "model.safetensors")
+    before = (shapes / "proposals.json").read_bytes()
+    with pytest.raises(FastRCNNError, match=r"proposals\.json"):
+        compress_weights(weights, shapes / "proposals.json", {}, config)
+    assert (shapes / "proposals.json").read_bytes() == before
+
+
 @needs_int8
 def test_a_processor_without_int8_says_what_to_do(tree, tmp_path, monkeypatch):
     config = configs.from_dict(tree)
     weights = written(config, lively(config), tmp_path / "model.safetensors")
     compress_weights(weights, tmp_path / "int8.safetensors", {}, config)
     monkeypatch.setattr(int8_kernels, "works", lambda: False)
-    with pytest.raises(FastRCNNError, match=r"no exact products of int8 \(VNNI on x86\); take the weights that these"):
+    with pytest.raises(
+        FastRCNNError, match=r"no exact products of int8 \(VNNI on x86\); take those they were made from"
+    ):
         load(tmp_path / "int8.safetensors", "cpu")
 
 

@@ -22,13 +22,13 @@ def main() -> None:
         metavar="CONFIG",
         help="int8, measured on pictures of data.train of this configuration: the training's",
     )
-    p.add_argument("--pictures", type=int, default=300, metavar="N", help="--int8: of so many pictures (default 300)")
+    p.add_argument("--pictures", type=int, metavar="N", help="--int8: of so many pictures (default 300)")
     p.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="--int8: of CONFIG, such as data.train=[...]")
     args = p.parse_intermixed_args()
-    if args.overrides and not args.int8:
-        p.error("KEY=VALUE belongs to --int8 CONFIG")
+    if not args.int8 and (args.overrides or args.pictures is not None):
+        p.error("--pictures and KEY=VALUE belong to --int8 CONFIG")
 
-    from fastrcnn.compress import compress_weights
+    from fastrcnn.compress import PICTURES, compress_weights
     from fastrcnn.config_files import load
     from fastrcnn.model.svd import ROIS
 
@@ -38,7 +38,8 @@ def main() -> None:
         for name, rank, usual in (("fc6", args.fc6, 1024), ("fc7", args.fc7, 256))
     }
     config = load(args.int8, args.overrides) if args.int8 else None
-    done = compress_weights(args.weights, args.output, ranks, config, args.pictures)
+    pictures = PICTURES if args.pictures is None else args.pictures
+    done = compress_weights(args.weights, args.output, ranks, config, pictures)
     if any(ranks.values()):
         print(f"layer  rank  parameters before      after  GFLOP at {ROIS} RoIs before   after")
         for found in done.layers:

@@ -122,11 +122,13 @@ def lay_out(model: FastRCNN) -> None:
     Raises FastRCNNError where this processor, or this torch, cannot.
     """
     if model.device.type != "cpu":
-        raise FastRCNNError("weights in int8 are for a CPU; on a GPU take those that they were made from")
+        raise FastRCNNError(
+            "these weights are in int8, for a CPU: set device to cpu, or take what they were made from"
+        )
     if not int8_kernels.works():
         raise FastRCNNError(
-            "this processor, or this build of torch, has no exact products of int8 (VNNI on x86); take the weights "
-            "that these were made from"
+            "these weights are in int8, and this processor, or this build of torch, has no exact products of int8 (VNNI "
+            "on x86); take those they were made from"
         )
     step = 0.0
     for name, layer in model.backbone.named_children():

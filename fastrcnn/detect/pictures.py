@@ -120,10 +120,11 @@ class _Work:
         todo = [picture for picture in pictures if picture not in finished]
         search = self.detector.config.proposals
         processes = search_processes(len(todo), search) if store is None else None
-        threads = 1 if processes else cores()  # few pictures have all cores, each its turn
-        calls = (partial(make_ready, p.path, None, p.id, search, threads) for p in todo)
         if store is not None:
             calls = (partial(_read_with, store, p, search) for p in todo)
+        else:
+            threads = 1 if processes else cores()  # few pictures have all cores, each its turn
+            calls = (partial(make_ready, p.path, None, p.id, search, threads) for p in todo)
         told = deaths_told("selective search", "free some, and run again to resume")
         with told, closing(ahead(calls, processes=processes)) as ready:
             for picture in tqdm(pictures, "detecting", unit="image", mininterval=1):

@@ -123,12 +123,12 @@ def lay_out(model: FastRCNN) -> None:
     """
     if model.device.type != "cpu":
         raise FastRCNNError(
-            "these weights are in int8, for a CPU: set device to cpu, or take what they were made from"
+            "these weights are in int8, which is for a CPU: set device to cpu, or take those they were made from"
         )
     if not int8_kernels.works():
         raise FastRCNNError(
-            "these weights are in int8, and this processor, or this build of torch, has no exact products of int8 (VNNI "
-            "on x86); take those they were made from"
+            "these weights are in int8, and this processor, or this build of torch, has no exact products of int8 "
+            "(VNNI on x86); take those they were made from"
         )
     step = 0.0
     for name, layer in model.backbone.named_children():

@@ -250,6 +250,8 @@ def _meet(ranks: Ranks, cuda: bool) -> None:
         raise FastRCNNError(
             f"{ranks.world} ranks: this build of torch lacks {lacks}, by which they speak; use one rank"
         )
+    if cuda and not torch.cuda.is_available():
+        raise FastRCNNError(f"device: cuda cannot be used by {ranks.world} ranks: this machine shows no GPU; use cpu")
     try:
         store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world))
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"

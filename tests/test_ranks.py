@@ -341,6 +341,15 @@ def test_what_torchrun_has_not_set_is_said(monkeypatch):
         pass
 
 
+def test_ranks_on_cuda_without_a_gpu_are_said(monkeypatch):
+    """Not that a port may be taken, which no other port would mend."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    with pytest.raises(FastRCNNError, match="device: cuda cannot be used by 2 ranks.*no GPU; use cpu"), joined("cuda"):
+        pass
+
+
 def test_a_port_in_use_is_said(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("localhost", 0))

@@ -50,10 +50,17 @@ def ctrl_c_ignored() -> Iterator[None]:
             ctypes.windll.kernel32.SetConsoleCtrlHandler(None, False)
     elif hasattr(signal, "pthread_sigmask"):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Another thread, which the mask is not of, may take it, and Python would raise it here, in a start half done.
+        main, came = threading.current_thread() is threading.main_thread(), []
+        handler = signal.signal(signal.SIGINT, lambda *_: came.append(True)) if main else None
         try:
             yield
         finally:
+            if main:
+                signal.signal(signal.SIGINT, handler)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if came:
+                signal.raise_signal(signal.SIGINT)
     else:
         yield
 

@@ -1,4 +1,4 @@
-"""Selective search (Uijlings et al. 2013) as OpenCV has it, in an order of our own, for one image."""
+"""Selective search (Uijlings et al. 2013) as OpenCV has it, faster and in an order of our own, for one image."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Float32, Int64, UInt8
 
 from fastrcnn.config import ProposalsConfig
+from fastrcnn.proposals.grouping import group
+from fastrcnn.proposals.segments import Bins, pixel_bins, segments
 from fastrcnn.proposals.stored import clean
 
 segmentation = cv2.ximgproc.segmentation
@@ -22,7 +24,7 @@ class Ways:
     """How a picture is searched: each colour space with each graph segmentation, each merged by each of the cues."""
 
     scales: tuple[int, ...]  # of graph segmentations, k of Felzenszwalb and Huttenlocher 2004
-    cues: tuple[str, ...]  # the similarities of two segments, of equal weight: Color, Fill, Size, Texture
+    cues: tuple[tuple[str, ...], ...]  # of each similarity of two segments, of equal weight: Color, Fill, Size, Texture
     long_side: int | None = None  # pixels; None: as proposals.long_side says
     sigma: float = 0.8  # pixels, of the blur before a graph segmentation
 
@@ -30,11 +32,12 @@ class Ways:
 # `fast` is switchToSelectiveSearchFast. The others are ours, cheaper: of finer segments, by size and fill and by colour
 # too. None looks at texture, which takes most of the time of `fast` and finds fewer objects than finer segments do.
 # What they cost and find is in the experiment log of configs/README.md.
+WITH_COLOUR = ("Color", "Fill", "Texture", "Size")
 WAYS = {
     # OpenCV has the sigma of `fast` in float32; in float64, one picture in twenty has other boxes.
-    "fast": Ways((150, 300, 450), ("Color Fill Texture Size", "Fill Texture Size"), sigma=float(np.float32(0.8))),
-    "faster": Ways((75, 150), ("Fill Size", "Color Size Fill"), 400),
-    "fastest": Ways((75, 150), ("Fill Size", "Color Size Fill"), 250),
+    "fast": Ways((150, 300, 450), (WITH_COLOUR, WITH_COLOUR[1:]), sigma=float(np.float32(0.8))),
+    "faster": Ways((75, 150), (("Fill", "Size"), ("Color", "Size", "Fill")), 400),
+    "fastest": Ways((75, 150), (("Fill", "Size"), ("Color", "Size", "Fill")), 250),
 }
 
 
@@ -54,33 +57,34 @@ def selective_search(
     if (searched < size).any():
         image = cv2.resize(image, searched.tolist(), interpolation=cv2.INTER_AREA)
     bgr = np.ascontiguousarray(image[:, :, ::-1])  # OpenCV's colour conversions take BGR
-    if ways is None:
-        search = segmentation.createSelectiveSearchSegmentation()
-        search.setBaseImage(bgr)
-        search.switchToSelectiveSearchQuality()
-        found = [np.asarray(search.process())]
-    else:
-        jobs = [(cv2.cvtColor(bgr, space), scale, ways) for space in SPACES for scale in ways.scales]
-        with ThreadPoolExecutor(threads) as pool:
-            found = [*pool.map(lambda job: _segments(*job), jobs)]
-    boxes = np.concatenate([part.reshape(-1, 4) for part in found]).astype(np.float32)  # x, y, width, height
-    boxes[:, 2:] += boxes[:, :2]
+    boxes = np.float32(_quality(bgr) if ways is None else _by_ways(bgr, ways, threads))
     boxes = np.rint(boxes * np.tile(size / searched, 2)).astype(np.float32)
     return _rank(clean(boxes, config.min_size), image_id)[: config.search_cap]
 
 
-def _segments(image: UInt8[np.ndarray, "H W 3"], scale: int, ways: Ways) -> Shaped[np.ndarray, "_ 4"]:
-    """The boxes of all segments of one graph segmentation, and of all that become of them where neighbours merge."""
+def _quality(bgr: UInt8[np.ndarray, "H W 3"]) -> Int64[np.ndarray, "_ 4"]:
     search = segmentation.createSelectiveSearchSegmentation()
-    search.addImage(image)
-    search.addGraphSegmentation(segmentation.createGraphSegmentation(ways.sigma, float(scale), MIN_SIZE))
-    for names in map(str.split, ways.cues):
-        similarity = segmentation.createSelectiveSearchSegmentationStrategyMultiple()
-        for name in names:
-            cue = getattr(segmentation, f"createSelectiveSearchSegmentationStrategy{name}")
-            similarity.addStrategy(cue(), 1 / len(names))
-        search.addStrategy(similarity)
-    return np.asarray(search.process())
+    search.setBaseImage(bgr)
+    search.switchToSelectiveSearchQuality()
+    boxes = np.asarray(search.process(), dtype=np.int64).reshape(-1, 4)  # x, y, width, height
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
+def _by_ways(bgr: UInt8[np.ndarray, "H W 3"], ways: Ways, threads: int) -> Int64[np.ndarray, "_ 4"]:
+    textured = any("Texture" in cues for cues in ways.cues)
+    with ThreadPoolExecutor(threads) as pool:
+        images = [cv2.cvtColor(bgr, space) for space in SPACES]
+        bins = pool.map(lambda image: pixel_bins(image, textured), images)
+        jobs = [(*of_space, scale, ways) for of_space in zip(images, bins, strict=True) for scale in ways.scales]
+        return np.concatenate([*pool.map(_grouped, *zip(*jobs, strict=True))])
+
+
+def _grouped(image: UInt8[np.ndarray, "H W 3"], bins: Bins, scale: int, ways: Ways) -> Int64[np.ndarray, "_ 4"]:
+    """The boxes of all segments of one graph segmentation, and of all that become of them where neighbours merge."""
+    regions = segmentation.createGraphSegmentation(ways.sigma, float(scale), MIN_SIZE).processImage(image)
+    start = segments(regions, bins)
+    return np.concatenate([group(start, cues, regions.size) for cues in ways.cues])
 
 
 def _rank(boxes: Float32[np.ndarray, "P 4"], image_id: str) -> Float32[np.ndarray, "P 4"]:

@@ -2,11 +2,10 @@
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from fastrcnn import config as configs
@@ -17,14 +16,14 @@ from fastrcnn.detect.detector import Detector
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import refuse_overwrite
 from fastrcnn.images import read_image
-from fastrcnn.model import int8, int8_kernels, svd
+from fastrcnn.model import int8, svd
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.ranges import Activation, watching
 from fastrcnn.model.weights import load_model, weights_file, write_model
 
 log = logging.getLogger(__name__)
 
 PICTURES = 300  # that activations are measured on: a few hundred
-SHARE = 0.99995  # of an activation's numbers that get a step of their own, the rest is cut off to the last one
 
 
 @dataclass(frozen=True)
@@ -96,70 +95,23 @@ def to_int8(model: FastRCNN, config: Config, images: ImageSet) -> None:
     largest = measure(Detector(model, config, torch.device("cpu")), images)
     int8.convert(model)
     for name, step in int8.steps(model).items():
-        step.fill_(largest[name] / (int8_kernels.MIDDLE - 1 if int8.signed(name) else int8_kernels.LARGEST))
+        step.fill_(int8.step_of(name, largest[name]))
 
 
 def measure(detector: Detector, images: ImageSet) -> dict[str, float]:
-    """The magnitude that SHARE of the numbers of each activation are below, of a network that is not in int8 yet.
-
-    Activations have the names of int8.steps; of those with a ReLU only what is above 0 counts as a magnitude.
-    """
-    model, seen, handles = detector.model, dict[str, Histogram](), []
-
-    def watch(layer: nn.Module, name: str, before: bool = False) -> None:
-        seen[name] = Histogram()
-        add = partial(_add, seen[name], int8.signed(name))
-        handles.append(
-            layer.register_forward_pre_hook(lambda _, given: add(given[0]))
-            if before
-            else layer.register_forward_hook(lambda _, given, output: add(output))
-        )
-
-    for name, layer in model.backbone.named_children():
-        if isinstance(layer, nn.Conv2d):
-            watch(layer, f"backbone.{name}")
+    """How large each activation is (model/ranges.py), by the names of int8.steps, of a network not yet in int8."""
+    model, layers = detector.model, detector.model.backbone.named_children()
+    watched = {f"backbone.{name}": Activation(layer) for name, layer in layers if isinstance(layer, nn.Conv2d)}
     for name in model.fc_layers:
         layer = getattr(model, name)
         if isinstance(layer, nn.Sequential):
-            watch(layer[0], f"{name}.V")
+            watched[f"{name}.V"] = Activation(layer[0], signed=True)
         if name != model.fc_layers[-1]:
-            watch(layer, f"{name}.U" if isinstance(layer, nn.Sequential) else name)
+            watched[f"{name}.U" if isinstance(layer, nn.Sequential) else name] = Activation(layer)
     if model.merge is not None:
-        watch(model.fc6, "merge", before=True)
-    try:
+        watched["merge"] = Activation(model.fc6, signed=True, taken=True)
+    with watching(watched) as largest:
         for record, proposals in tqdm(images, "measuring activations", unit="image", mininterval=1):
             with torch.inference_mode():
                 detector.classify(read_image(record.path), torch.from_numpy(proposals))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: histogram.quantile(SHARE) for name, histogram in seen.items()}
-
-
-def _add(histogram: "Histogram", signed: bool, values: Tensor) -> None:
-    histogram.add(values.float().abs() if signed else values.float().clamp(min=0))
-
-
-class Histogram:
-    """Of numbers from 0 on, in BINS of a width that doubles when a number comes that is beyond them."""
-
-    BINS = 4096
-
-    def __init__(self) -> None:
-        self.counts, self.end = torch.zeros(self.BINS, dtype=torch.float64), 0.0
-
-    def add(self, values: Tensor) -> None:
-        """Numbers of any shape, float32."""
-        largest = float(values.max()) if values.numel() else 0.0
-        if not self.end:
-            self.end = largest or torch.finfo(torch.float32).tiny
-        while largest > self.end:
-            pairs = self.counts.unflatten(0, (-1, 2)).sum(dim=1)
-            self.counts = torch.cat((pairs, torch.zeros_like(pairs)))
-            self.end *= 2
-        self.counts += torch.histc(values, self.BINS, 0, self.end)
-
-    def quantile(self, share: float) -> float:
-        """The end of the first bin up to which at least `share` of all numbers lie."""
-        upto = self.counts.cumsum(dim=0)
-        return self.end * (int((upto < share * upto[-1]).sum()) + 1) / self.BINS
+    return largest

@@ -268,6 +268,10 @@ class Config(Section):
     lost, halves the scale and leaves out the step when one overflows, and doubles it after 2,000 good steps."""
     cache_features: bool = False
     """Compute the frozen layers once for each image, flip and scale, and train from disk."""
+    cache_precision: Literal["int8"] | None = None
+    """int8: compute and store them in int8, which takes half the time and half the disk that bfloat16 does, on a CPU
+    with instructions for it; weights are rounded to 255 steps a channel, activations to 256. null: as `precision`, and
+    trained weights are those of a run without cache_features to the bit."""
     feature_cache: PathText = "data/features"
     """Where; runs that freeze the same layers share it."""
     output: PathText = "runs/unnamed"
@@ -314,6 +318,12 @@ class Config(Section):
         rule = "null with model.roi_features warp: all layers would run on every candidate"
         candidates = self.sampling.hard_candidates
         self.require(not (warp and candidates), "sampling.hard_candidates", rule, "model.roi_features")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_cached_is_rounded(self) -> "Config":
+        rule = "null, or cache_features true: layers that are computed in each iteration are not rounded"
+        self.require(self.cache_features or self.cache_precision is None, "cache_precision", rule, "cache_features")
         return self
 
     @model_validator(mode="after")

@@ -14,12 +14,14 @@ from fastrcnn.data.loader import BatchDataset
 from fastrcnn.data.sampling import PlannedImage
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import read_tensors, write_tensors
+from fastrcnn.model import int8_kernels
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.weights import build, initialise
 from fastrcnn.train.feature_cache import FeatureCache
 from fastrcnn.train.loop import train
 
 CPU = torch.device("cpu")
+needs_int8 = pytest.mark.skipif(not int8_kernels.works(), reason="this processor has no exact products of int8")
 
 
 @pytest.fixture
@@ -152,3 +154,74 @@ def test_faults_are_told_and_mended(cached, monkeypatch):
         cache.features(plan)
     with pytest.raises(FastRCNNError, match="no layer is frozen; set model.freeze_up_to"):
         cache_of({**cached, "model": {**cached["model"], "freeze_up_to": ""}})
+
+
+def plans(cache):
+    return [PlannedImage(index=i, flip=flip, short_side=side, roi_seed=(0,)) for i, flip, side in cache._entries()]
+
+
+@needs_int8
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_maps_in_int8_are_those_of_the_layers_to_a_few_steps(cached, precision):
+    cached["model"]["freeze_up_to"] = "conv3_1"
+    cached |= {"precision": precision, "image": {"train_short_side": [64, 96], "flip": True}}
+    *_, model, whole = cache_of(cached)
+    rounded = cache_of({**cached, "cache_precision": "int8"})[-1]
+    assert rounded.folder != whole.folder
+    for cache in (whole, rounded):
+        cache.make(model, CPU, Event())
+    apart = []
+    for plan in plans(whole):
+        expected, maps = whole.features(plan), rounded.features(plan)
+        assert maps.dtype == expected.dtype == model.feature_type and maps.stride() == expected.stride()
+        assert maps.unique().numel() <= 256 and float(maps.min()) == 0
+        apart.append((maps.float() - expected.float()).abs().mean() / rounded.step)
+    assert 0.1 < max(apart) < 1.5
+    size = {c: sum(p.stat().st_size for p in c.folder.glob("*-*.safetensors")) for c in (whole, rounded)}
+    assert size[rounded] < size[whole] * (0.3 if precision == "float32" else 0.55)
+
+
+@needs_int8
+def test_training_from_maps_in_int8_resumes_exactly_and_learns_nearly_the_same(tree, cached, tmp_path, monkeypatch):
+    cached["model"]["freeze_up_to"] = "conv3_1"
+    cached |= {"cache_precision": "int8", "precision": "bfloat16"}
+    whole = train(config_of({**cached, "cache_precision": None}, tmp_path / "whole"))
+    at_once = train(config_of(cached, tmp_path / "at_once"))
+    half = {**cached, "solver": {**cached["solver"], "max_iterations": 2}}
+    train(config_of(half, tmp_path / "halves"))
+    monkeypatch.setattr(FeatureCache, "_measure_steps", None)  # they are kept
+    assert same_weights(at_once, train(config_of(cached, tmp_path / "halves"), resume=True))
+    assert not same_weights(at_once, whole)
+    a, b = (read_tensors(path)[0]["fc6.weight"].float() for path in (whole, at_once))
+    assert float((a - b).norm()) < 0.05 * float(a.norm())
+    with pytest.raises(FastRCNNError, match="was started with other settings.*cache_precision"):
+        train(config_of({**cached, "cache_precision": None}, tmp_path / "halves"), resume=True)
+
+
+@needs_int8
+def test_steps_of_int8_are_made_again_where_they_are_lost(cached):
+    cached["model"]["freeze_up_to"] = "conv3_1"
+    *_, model, cache = cache_of({**cached, "cache_precision": "int8"})
+    cache.make(model, CPU, Event())
+    steps = read_tensors(cache._steps)[0]
+    assert steps.keys() == {"conv1", "conv2", "conv3_1"} and float(steps["conv3_1"]) == cache.step
+    cache._steps.unlink()
+    made = {path: path.stat().st_mtime_ns for path in cache.folder.glob("*-*.safetensors")}
+    cache.make(model, CPU, Event())
+    assert read_tensors(cache._steps)[0] == steps and cache.step == float(steps["conv3_1"])
+    assert made == {path: path.stat().st_mtime_ns for path in cache.folder.glob("*-*.safetensors")}
+    cache._steps.write_bytes(b"not much")
+    with pytest.raises(FastRCNNError, match="int8_steps.safetensors: .*or remove it and --resume"):
+        cache.make(model, CPU, Event())
+
+
+def test_what_cannot_be_in_int8_says_so(cached, monkeypatch):
+    cached["cache_precision"] = "int8"
+    with pytest.raises(configs.ConfigError, match="cache_precision.*null, or cache_features true"):
+        configs.from_dict({**cached, "cache_features": False})
+    other = {"backbone": "caffenet", "weights": "", "freeze_up_to": "conv2", "pool_size": 6, "fc_width": 8}
+    with pytest.raises(FastRCNNError, match="cache_precision: caffenet has other layers"):
+        cache_of({**cached, "model": {**cached["model"], **other}})
+    monkeypatch.setattr(int8_kernels, "works", lambda: False)
+    with pytest.raises(FastRCNNError, match="no exact products of int8.*; set it to null"):
+        cache_of(cached)

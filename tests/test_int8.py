@@ -10,13 +10,14 @@ from test_detector import PICTURE, some_proposals
 from fastrcnn import config as configs
 from fastrcnn import load
 from fastrcnn.boxes import TargetStatistics
-from fastrcnn.compress import Histogram, compress_weights, measure, to_int8
+from fastrcnn.compress import compress_weights, measure, to_int8
 from fastrcnn.data.image_set import open_data
 from fastrcnn.detect.detector import Detector
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.export.onnx import export_onnx
 from fastrcnn.files import read_tensors, write_tensors
 from fastrcnn.model import int8, int8_kernels
+from fastrcnn.model.ranges import Histogram
 from fastrcnn.model.weights import build, initialise, load_model, save_weights
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.model import int8_kernels
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.int8_kernels import MIDDLE
+from fastrcnn.model.int8_kernels import LARGEST, MIDDLE
 from fastrcnn.model.roi_features import bins_first
 
 WEIGHT_STEPS = 127  # from 0 to the largest weight
@@ -90,11 +90,7 @@ def refusal(model: FastRCNN) -> str | None:
 
 def convert(model: FastRCNN) -> None:
     """Put layers in int8 in the place of a network's own, all steps of activations 1; parameters may be on `meta`."""
-    first = True
-    for name, layer in model.backbone.named_children():
-        if isinstance(layer, nn.Conv2d):
-            setattr(model.backbone, name, FirstLayer(layer) if first else Int8Layer(layer))
-            first = False
+    convert_convolutions(model.backbone)
     for name in model.fc_layers:
         layer, last = getattr(model, name), name == model.fc_layers[-1]
         if isinstance(layer, nn.Linear):
@@ -106,14 +102,23 @@ def convert(model: FastRCNN) -> None:
     model.int8 = True
 
 
-def steps(model: FastRCNN) -> dict[str, Tensor]:
+def convert_convolutions(layers: nn.Sequential) -> None:
+    """`convert` of the first layers of a network, from the picture on."""
+    first = True
+    for name, layer in layers.named_children():
+        if isinstance(layer, nn.Conv2d):
+            setattr(layers, name, FirstLayer(layer) if first else Int8Layer(layer))
+            first = False
+
+
+def steps(model: nn.Module) -> dict[str, Tensor]:
     """The step of each activation of a converted network by its name, to be filled: backbone.conv1_2, fc6.V, merge."""
     return {name.removesuffix(".scale"): value for name, value in model.named_buffers() if name.endswith(".scale")}
 
 
-def signed(name: str) -> bool:
-    """Whether the activation of this name can be negative."""
-    return name == "merge" or name.endswith(".V")
+def step_of(name: str, largest: float) -> float:
+    """The step of the activation of this name, whose numbers are as large as this; some can be negative."""
+    return largest / (MIDDLE - 1 if name == "merge" or name.endswith(".V") else LARGEST)
 
 
 def lay_out(model: FastRCNN) -> None:
@@ -130,20 +135,7 @@ def lay_out(model: FastRCNN) -> None:
             "these weights are in int8, and this processor, or this build of torch, has no exact products of int8 "
             "(VNNI on x86); take those they were made from"
         )
-    step = 0.0
-    for name, layer in model.backbone.named_children():
-        runs: nn.Module
-        if isinstance(layer, Int8Layer):
-            assert layer.sliding is not None
-            runs = int8_kernels.Convolution(*layer.kept, layer.sliding, step, layer.step)
-            step = layer.step
-        elif isinstance(layer, FirstLayer):
-            step = float(layer.scale)
-            runs = int8_kernels.FirstConvolution(layer.weight, layer.bias, layer.sliding, step)
-        else:  # convolutions have their ReLU in them
-            runs = int8_kernels.MaxPool() if isinstance(layer, nn.MaxPool2d) else nn.Identity()
-        setattr(model.backbone, name, runs)
-    zero = 0
+    step, zero = lay_out_convolutions(model.backbone), 0
     if model.merge is not None:
         step, zero = float(model.merge.get_buffer("scale")), MIDDLE
     for name in model.fc_layers:
@@ -159,3 +151,21 @@ def lay_out(model: FastRCNN) -> None:
             weight, weight_step, bias = part.kept
             products.append(int8_kernels.Product(weight, weight_step, bias, came, out, relu))
         setattr(model, name, products[0] if len(products) == 1 else nn.Sequential(*products))
+
+
+def lay_out_convolutions(layers: nn.Sequential) -> float:
+    """`lay_out` of the first layers of a network, from the picture on; the step of what the last one puts out."""
+    step = 0.0
+    for name, layer in layers.named_children():
+        runs: nn.Module
+        if isinstance(layer, Int8Layer):
+            assert layer.sliding is not None
+            runs = int8_kernels.Convolution(*layer.kept, layer.sliding, step, layer.step)
+            step = layer.step
+        elif isinstance(layer, FirstLayer):
+            step = float(layer.scale)
+            runs = int8_kernels.FirstConvolution(layer.weight, layer.bias, layer.sliding, step)
+        else:  # convolutions have their ReLU in them
+            runs = int8_kernels.MaxPool() if isinstance(layer, nn.MaxPool2d) else nn.Identity()
+        setattr(layers, name, runs)
+    return step

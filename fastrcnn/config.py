@@ -269,9 +269,10 @@ class Config(Section):
     cache_features: bool = False
     """Compute the frozen layers once for each image, flip and scale, and train from disk."""
     cache_precision: Literal["int8"] | None = None
-    """int8: compute and store them in int8, which takes half the time and half the disk that bfloat16 does, on a CPU
-    with instructions for it; weights are rounded to 255 steps a channel, activations to 256. null: as `precision`, and
-    trained weights are those of a run without cache_features to the bit."""
+    """int8: compute and store them in int8, which takes half the time and half the disk that bfloat16 does; weights are
+    rounded to 255 steps a channel, activations to 256. Where the processor has no instructions for it, and on a GPU, a
+    line says so and it is as null. null: as `precision`; trained weights are those of a run without cache_features, to
+    the bit."""
     feature_cache: PathText = "data/features"
     """Where; runs that freeze the same layers share it."""
     output: PathText = "runs/unnamed"

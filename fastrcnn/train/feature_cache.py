@@ -58,9 +58,8 @@ class FeatureCache:
         """Raises FastRCNNError when no layer is frozen, or one has no form in int8, and for an unreadable image."""
         if not model.frozen_depth:
             raise FastRCNNError("cache_features: no layer is frozen; set model.freeze_up_to, or cache_features: false")
-        if config.cache_precision:
-            int8_features.refuse_others(model)
-        self.records, self.image, self.int8 = records, config.image, config.cache_precision == "int8"
+        self.int8 = config.cache_precision == "int8" and int8_features.possible(model)
+        self.records, self.image = records, config.image
         self.digests = [_digest(record) for record in records]
         self.dtype = model.feature_type
         self.stored = torch.uint8 if self.int8 else self.dtype

@@ -1,6 +1,7 @@
 """The frozen layers in int8, for stored features: twice as fast as bfloat16 on a CPU with instructions for it."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterable
 
 import torch
@@ -13,21 +14,27 @@ from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.ranges import Activation, watching
 from fastrcnn.threads import all_threads
 
+log = logging.getLogger(__name__)
 
-def refuse_others(model: FastRCNN) -> None:
-    """Raise FastRCNNError for a network, or a device, whose frozen layers have no form in int8."""
-    if model.device.type != "cpu":
-        raise FastRCNNError(f"cache_precision: int8 is for a CPU, the device is {model.device}; set it to null")
+
+def possible(model: FastRCNN) -> bool:
+    """Whether this machine can, which is logged where it cannot, so that a configuration serves on any machine.
+
+    Raises FastRCNNError for a network whose frozen layers have no form in int8.
+    """
     if not all(isinstance(layer, int8.LIKE_VGG16) for layer in model.backbone[: model.frozen_depth]):
         raise FastRCNNError(
             f"cache_precision: {model.config.backbone} has other layers than convolutions, ReLU and max pooling; set "
             "it to null, or model.backbone to vgg16 or tiny, which have a form in int8"
         )
-    if not int8_kernels.works():
-        raise FastRCNNError(
-            "cache_precision: this processor, or this build of torch, has no exact products of int8 (VNNI on x86); set "
-            "it to null"
-        )
+    why = None
+    if model.device.type != "cpu":
+        why = f"int8 is for a CPU, the device is {model.device}"
+    elif not int8_kernels.works():
+        why = "this processor, or this build of torch, has no exact products of int8 (VNNI on x86)"
+    if why:
+        log.warning("cache_precision: %s; features are stored in %s, as if it were null", why, model.precision)
+    return not why
 
 
 def measure(model: FastRCNN, images: Iterable[Float[Tensor, "3 _ _"]]) -> dict[str, Tensor]:

@@ -370,3 +370,24 @@ def test_rois_that_share_their_cells_share_their_features():
 def test_unique_rois_of_none():
     representatives, inverse = unique_rois(torch.empty(0, 4, dtype=torch.int64))
     assert representatives.shape == inverse.shape == (0,)
+
+
+def test_threads_pool_images_to_the_same_bits_and_gradients():
+    rng, found = torch.Generator().manual_seed(0), []
+    maps = [torch.randn(8, 9 + i, 12, generator=rng) for i in range(3)]
+    corners = [torch.randint(0, 9, (20, 2), generator=rng) for _ in maps]
+    cells = [torch.cat((c, c + torch.randint(0, 9, c.shape, generator=rng)), dim=1) for c in corners]
+    threads = torch.get_num_threads()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        try:
+            own = [m.clone().requires_grad_() for m in maps]
+            pooled = roi_features.roi_pool(own, cells, [7])
+            pooled.square().sum().backward()
+            with torch.no_grad():
+                assert not roi_features.roi_pool(own, cells, [3, 1]).requires_grad
+        finally:
+            torch.set_num_threads(threads)
+        found.append([pooled.detach(), *(m.grad for m in own)])
+    for alone, shared in zip(*found, strict=True):
+        assert torch.equal(alone, shared) and float(alone.abs().sum()) > 0

@@ -12,6 +12,7 @@ Shapes: R RoIs, C channels, h w cells of the feature map, P bins along each axis
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from jaxtyping import Float, Float32, Int64, Real, Shaped
@@ -83,14 +84,22 @@ def roi_pool(
 
     R is the sum of all images' RoIs, in the order of the images, whose maps may differ in size. `sizes` are the bins on
     a side: [P] gives [R, C, P, P], a pyramid [R, C, B], level by level. Maps of 16 bits are pooled, and their gradients
-    added up, in float32.
+    added up, in float32. On a CPU images are shared by threads, as torchvision's operation has one.
     """
-    rows = []
-    for feature, c in zip(features, cells, strict=True):
-        whole = feature[None].to(torch.promote_types(feature.dtype, torch.float32))
-        levels = [torchvision_roi_pool(whole, [c.to(whole.dtype)], size, 1.0) for size in sizes]
-        rows.append(levels[0] if len(levels) == 1 else torch.cat([level.flatten(2) for level in levels], dim=2))
-    return torch.cat(rows)
+    learning, workers = torch.is_grad_enabled(), min(len(features), torch.get_num_threads())
+
+    def of_image(pair: tuple[Float[Tensor, "C h w"], Int64[Tensor, "r 4"]]) -> Float[Tensor, "r C *bins"]:
+        feature, c = pair
+        with torch.set_grad_enabled(learning):  # each thread has its own
+            whole = feature[None].to(torch.promote_types(feature.dtype, torch.float32))
+            levels = [torchvision_roi_pool(whole, [c.to(whole.dtype)], size, 1.0) for size in sizes]
+            return levels[0] if len(levels) == 1 else torch.cat([level.flatten(2) for level in levels], dim=2)
+
+    pairs = zip(features, cells, strict=True)
+    if workers < 2 or features[0].device.type != "cpu":
+        return torch.cat([*map(of_image, pairs)])
+    with ThreadPoolExecutor(workers) as pool:
+        return torch.cat([*pool.map(of_image, pairs)])
 
 
 class RoIFeatures:

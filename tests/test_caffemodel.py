@@ -15,7 +15,8 @@ from fastrcnn.files import read_tensors
 from fastrcnn.model import caffemodel
 from fastrcnn.model.backbones import BUILDERS, NORMALISATIONS
 from fastrcnn.model.caffemodel import NETWORKS, import_caffemodel, read_caffemodel
-from fastrcnn.model.weights import build, initialise, load_model
+from fastrcnn.model.start import initialise
+from fastrcnn.model.weights import build, load_model
 
 TINY = ("conv1", [32, 3, 5, 5], {"backbone": "tiny", "freeze_up_to": "conv1", "pool_size": 2})
 CLASSES = ["cat", "dog"]

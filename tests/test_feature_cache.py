@@ -16,7 +16,8 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import read_tensors, write_tensors
 from fastrcnn.model import int8_kernels
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.weights import build, initialise
+from fastrcnn.model.start import initialise
+from fastrcnn.model.weights import build
 from fastrcnn.train.feature_cache import FeatureCache
 from fastrcnn.train.loop import train
 

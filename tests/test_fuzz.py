@@ -40,7 +40,8 @@ from fastrcnn.journal import pack
 from fastrcnn.model import torchvision_weights
 from fastrcnn.model.backbones import output_channels
 from fastrcnn.model.caffemodel import read_caffemodel
-from fastrcnn.model.weights import build, initialise, load_model, save_weights
+from fastrcnn.model.start import initialise
+from fastrcnn.model.weights import build, load_model, save_weights
 from fastrcnn.train.checkpoint import checkpoints, load_latest, save_checkpoint
 from fastrcnn.train.curves import points
 from fastrcnn.train.metrics import Metrics, read_metrics

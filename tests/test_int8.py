@@ -18,7 +18,8 @@ from fastrcnn.export.onnx import export_onnx
 from fastrcnn.files import read_tensors, write_tensors
 from fastrcnn.model import int8, int8_kernels
 from fastrcnn.model.ranges import EVERY, SHARE, Histogram
-from fastrcnn.model.weights import build, initialise, load_model, save_weights
+from fastrcnn.model.start import initialise
+from fastrcnn.model.weights import build, load_model, save_weights
 
 CPU = torch.device("cpu")
 needs_int8 = pytest.mark.skipif(not int8_kernels.works(), reason="this processor has no exact products of int8")

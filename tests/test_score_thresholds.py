@@ -14,7 +14,8 @@ from fastrcnn.compress import compress_weights
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import METADATA_KEY, file_digest, read_tensors, write_tensors
 from fastrcnn.model.score_thresholds import KEY, ScoreThresholds, network_digest, read_metadata, store_thresholds
-from fastrcnn.model.weights import build, initialise, load_model, write_model
+from fastrcnn.model.start import initialise
+from fastrcnn.model.weights import build, load_model, write_model
 
 THRESHOLDS = ScoreThresholds({"star": float(np.float32(0.3)), "cross": 0.5}, "VOC2007 minival", 7)
 

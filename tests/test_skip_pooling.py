@@ -17,7 +17,8 @@ from fastrcnn.images import prepare_image
 from fastrcnn.model.fast_rcnn import FastRCNN, rms
 from fastrcnn.model.roi_features import RoIFeatures, channels_first, project
 from fastrcnn.model.skip_pooling import Merge
-from fastrcnn.model.weights import build, initialise, load_model, save_weights
+from fastrcnn.model.start import initialise
+from fastrcnn.model.weights import build, load_model, save_weights
 from fastrcnn.train.loop import prepare, train
 
 LAYERS = ["pool1", "pool2", "conv3_2"]  # strides 4, 8 and 8; 32, 64 and 128 channels

@@ -21,7 +21,8 @@ from fastrcnn.evaluate.run import evaluate_weights
 from fastrcnn.export.onnx import export_onnx
 from fastrcnn.files import read_tensors
 from fastrcnn.images import read_image
-from fastrcnn.model.weights import build, initialise, load_model, save_weights
+from fastrcnn.model.start import initialise
+from fastrcnn.model.weights import build, load_model, save_weights
 from fastrcnn.train import svms
 from fastrcnn.train.signals import Stop
 from fastrcnn.train.svms import Mining, class_overlaps, fc7_of, train_svms

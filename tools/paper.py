@@ -66,7 +66,7 @@ def here(config: "Config", results: list["Results"]) -> list[str]:
 
 def missing(config: "Config", path: Path) -> list[str]:
     """What is not there yet that this row reads, and where it comes from."""
-    from fastrcnn.model.weights import what_to_fetch
+    from fastrcnn.model.start import what_to_fetch
 
     lines = [what_to_fetch(config) or ""]
     for dataset in [*config.data.train, *config.data.test]:

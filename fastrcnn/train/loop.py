@@ -24,7 +24,8 @@ from fastrcnn.device import choose_device, set_cuda, tell_of_slow_type
 from fastrcnn.errors import FastRCNNError
 from fastrcnn.files import lock, remove_leftovers
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.weights import BEST, WEIGHTS, build, initialise, save_weights, unfold_statistics, what_to_fetch
+from fastrcnn.model.start import initialise, unfold_statistics, what_to_fetch
+from fastrcnn.model.weights import BEST, WEIGHTS, build, save_weights
 from fastrcnn.ranks import ALONE, Ranks, joined
 from fastrcnn.train.board import check_installed
 from fastrcnn.train.checkpoint import load_latest, restore

@@ -118,9 +118,10 @@ def _boxes(regions: Int32[np.ndarray, "H W"], count: int) -> Int64[np.ndarray, "
 def _neighbours(regions: Int32[np.ndarray, "H W"], count: int) -> Int64[np.ndarray, "N 2"]:
     """Pairs that touch. As in OpenCV, not those that do so along the first row or column alone, or only across the
     diagonal that falls to the left."""
-    touch = np.zeros((count, count), dtype=bool)
-    here = regions[1:, 1:]
+    here, keys = regions[1:, 1:], []
     for there in (regions[1:, :-1], regions[:-1, 1:], regions[:-1, :-1]):
         border = here != there
-        touch[here[border], there[border]] = True
-    return np.argwhere(np.triu(touch | touch.T))
+        a, b = here[border], there[border]
+        keys.append(np.minimum(a, b).astype(np.int64) * count + np.maximum(a, b))
+    distinct = np.unique(np.concatenate(keys))
+    return np.stack((distinct // count, distinct % count), axis=1)

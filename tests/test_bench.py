@@ -96,9 +96,11 @@ def test_detection_and_the_assembly_find_the_same():
 
 
 def test_systems_of_table_4():
-    result = systems.systems(rounds=1, small=True, proposals=40)
+    result = systems.systems(rounds=1, small=True, proposals=40, network="L")
     names = ["Fast R-CNN", "Fast R-CNN, SVD 16/8", "SPPnet, five scales", "R-CNN, 8 of 40 proposals"]
-    assert list(result["cases"]) == names
+    assert list(result["cases"]) == [*names, systems.STEP]
+    step = result["cases"][systems.STEP]
+    assert step["hours of training"] == pytest.approx(step["ms"] / 1e3 * 40_000 / 3600)
     whole = result["cases"][names[3]]
     assert whole["seconds an image"] == pytest.approx(5e-3 * whole["ms"])
     assert whole["times as fast as R-CNN"] == result["cases"][names[2]]["times as fast as SPPnet"] == 1

@@ -5,7 +5,8 @@
   bench.py detect --busy 2        the same beside two busy programs of the lowest priority; so do the others
   bench.py train                  an iteration of N=2, R=128 on such pictures
   bench.py train --cached         the same from stored features: short side 400, fc layers of 1024, bfloat16
-  bench.py systems                Table 4 of the paper: Fast R-CNN, with SVD, SPPnet and R-CNN, and their parts
+  bench.py systems                Table 4 of the paper: Fast R-CNN, with SVD, SPPnet and R-CNN, and their parts; of
+                                  model L, or --network S or M
   bench.py scale                  start, memory, checks and evaluation at 1,000 and 10,000 made pictures, or --pictures
   bench.py roi_pool | nms | evaluate | proposals | start
   bench.py --device cuda          detect, train, roi_pool and nms, one after the other, on a GPU; or name one of them
@@ -34,6 +35,7 @@ def main() -> None:
     args.add_argument("image", metavar="IMAGE", nargs="?", help="detect: a picture")
     args.add_argument("--cached", action="store_true", help="train: from stored features")
     args.add_argument("--proposals", metavar="N", type=int, help="systems: of the picture (default 2000)")
+    args.add_argument("--network", choices=("S", "M", "L"), help="systems: the paper's model (default L)")
     args.add_argument("--pictures", metavar="N", type=int, nargs="+", help="scale: how many (default 1000 10000)")
     args.add_argument("--rounds", type=int, default=7, help="turns whose median is given (default 7)")
     args.add_argument("--busy", metavar="N", type=int, default=0, help="beside so many busy programs of low priority")
@@ -48,6 +50,9 @@ def main() -> None:
 
     if args.proposals is not None and (args.what != "systems" or args.proposals < 1):
         sys.exit("error: --proposals N goes with systems, and is at least 1")
+
+    if args.network is not None and args.what != "systems":
+        sys.exit("error: --network goes with systems")
 
     if args.pictures is not None and (args.what != "scale" or min(args.pictures) < 2):
         sys.exit("error: --pictures N goes with scale, and is at least 2")
@@ -71,7 +76,7 @@ def main() -> None:
     work = {
         "detect": partial(detection.detect, device=device),
         "train": partial(training.train, device=device),
-        "systems": partial(systems.systems, proposals=args.proposals or 2000),
+        "systems": partial(systems.systems, proposals=args.proposals or 2000, network=args.network or "L"),
         "roi_pool": partial(parts.pooling, device=device),
         "nms": partial(parts.suppression, device=device),
         "evaluate": parts.evaluation,

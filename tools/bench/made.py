@@ -49,8 +49,18 @@ def distinct_proposals(short_side: int = 600, stride: int = 16, count: int = PRO
     return boxes[np.sort(unique_rois(cells)[0].numpy())][:count]
 
 
-def made_config(small: bool, precision: str, cached: bool = False, roi_features: str = "roi_pool") -> Config:
-    """VGG16 with the paper's settings and 20 classes; `cached`: those of voc07_cpu.yaml; `small`: the tiny network."""
+# The paper's models, as configs/paper/table4_S.yaml and table4_M.yaml have them.
+SMALLER: dict[str, dict[str, Any]] = {
+    "S": {"backbone": "caffenet", "freeze_up_to": "conv1", "pool_size": 6},
+    "M": {"backbone": "vgg_cnn_m_1024", "freeze_up_to": "conv1", "pool_size": 6, "fc_width": [4096, 1024]},
+}
+
+
+def made_config(
+    small: bool, precision: str, cached: bool = False, roi_features: str = "roi_pool", network: str = "L"
+) -> Config:
+    """A model of the paper with its settings and 20 classes; `cached`: those of voc07_cpu.yaml; `small`: the tiny
+    network."""
     side, width = (400, 1024) if cached else (600, 4096)
     model: dict[str, Any] = {
         "backbone": "tiny" if small else "vgg16",
@@ -61,25 +71,29 @@ def made_config(small: bool, precision: str, cached: bool = False, roi_features:
     model["freeze_up_to"] = ("conv3_1" if small else "conv4_3") if cached else ("conv1" if small else "conv2_2")
     if cached:
         model["dropout"] = 0.0
+    if not small:
+        model |= SMALLER.get(network, {})
     image = {"train_short_side": [side], "test_short_side": [side]}
     classes = [f"class {k}" for k in range(1, 21)]
     return configs.from_dict({"classes": classes, "model": model, "image": image, "precision": precision})
 
 
 def made_network(
-    small: bool, precision: str, path: Path, proposals: np.ndarray, roi_features: str = "roi_pool"
+    small: bool, precision: str, path: Path, proposals: np.ndarray, roi_features: str = "roi_pool", network: str = "L"
 ) -> tuple[FastRCNN, Config]:
     """Random weights that behave like trained ones: the same for both precisions."""
-    config = made_config(small, precision, roi_features=roi_features)
+    config = made_config(small, precision, roi_features=roi_features, network=network)
     return calibrate(build(config).eval(), config, path, proposals), config
 
 
 RANKS = {False: (1024, 256), True: (16, 8)}  # of fc6 and fc7 after SVD: the paper's, and small ones
 
 
-def compressed(small: bool, precision: str, path: Path, proposals: np.ndarray) -> tuple[FastRCNN, Config]:
+def compressed(
+    small: bool, precision: str, path: Path, proposals: np.ndarray, network: str = "L"
+) -> tuple[FastRCNN, Config]:
     """The same with fc6 and fc7 in two factors each, whose weights are made: only the arithmetic counts."""
-    model, config = made_network(small, precision, path, proposals)
+    model, config = made_network(small, precision, path, proposals, network=network)
     for name, rank in zip(("fc6", "fc7"), RANKS[small], strict=True):
         setattr(model, name, factors(getattr(model, name), rank))
     return calibrate(model, config, path, proposals), config

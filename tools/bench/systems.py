@@ -14,28 +14,32 @@ from fastrcnn.errors import FastRCNNError
 from fastrcnn.model.fast_rcnn import FastRCNN
 
 from bench.detection import detection_case
-from bench.made import RANKS, compressed, distinct_proposals, made_network, picture
-from bench.timing import measured
+from bench.made import RANKS, Training, compressed, distinct_proposals, made_config, made_network, picture
+from bench.timing import Case, measured
 
 FIVE_SCALES = [480, 576, 688, 864, 1200]  # of SPPnet, in the paper's Table 4, too
 WARPED = 64  # proposals that R-CNN is timed on
+STEP = "Fast R-CNN, an iteration of training"
+ITERATIONS = 40_000  # of the paper, section 4.2
 
 
-def systems(rounds: int, small: bool, proposals: int) -> dict[str, Any]:
-    """Seconds an image, in float32; R-CNN on some of the proposals, and its time multiplied."""
+def systems(rounds: int, small: bool, proposals: int, network: str) -> dict[str, Any]:
+    """Seconds an image, in float32, of the paper's `network`; R-CNN on some of the proposals, and its time multiplied;
+    and the hours that training takes."""
     size, some = (256, 8) if small else (4096, WARPED)
     part = min(some, proposals)
     with tempfile.TemporaryDirectory() as folder:
         path, boxes = picture(Path(folder)), distinct_proposals(count=proposals)
         if len(boxes) < proposals:
             raise FastRCNNError(f"--proposals: {len(boxes)} of other cells can be made, not {proposals}")
-        made = partial(made_network, small, "float32", path, boxes)
+        make_one = partial(made_network, small, "float32", path, network=network)
+        made = partial(make_one, boxes)
         of_part = f"R-CNN, {part} of {proposals} proposals"
         networks: dict[str, Callable[[], tuple[FastRCNN, Config]]] = {
             "Fast R-CNN": made,
-            "Fast R-CNN, SVD {}/{}".format(*RANKS[small]): partial(compressed, small, "float32", path, boxes),
+            "Fast R-CNN, SVD {}/{}".format(*RANKS[small]): partial(compressed, small, "float32", path, boxes, network),
             "SPPnet, five scales": partial(made, roi_features="spp"),
-            of_part: partial(made_network, small, "float32", path, boxes[: 8 * part], roi_features="warp"),
+            of_part: partial(make_one, boxes[: 8 * part], roi_features="warp"),
         }
         detectors = {name: Detector(*make(), torch.device("cpu")) for name, make in networks.items()}
         image = detectors["SPPnet, five scales"].config.image
@@ -43,8 +47,11 @@ def systems(rounds: int, small: bool, proposals: int) -> dict[str, Any]:
         cases = {
             name: detection_case(d, path, boxes[:part] if name == of_part else boxes) for name, d in detectors.items()
         }
-        result = measured(rounds, size, cases, {})
+        training = Training(Path(folder), made_config(small, "float32", network=network))
+        step = Case(partial(training.step, training.batch(0)), training.stages, "float32", 2)
+        result = measured(rounds, size, {**cases, STEP: step}, {})
         figures = result["cases"]
+        figures[STEP]["hours of training"] = figures[STEP]["ms"] / 3.6e6 * ITERATIONS
         seconds = {name: figures[name]["ms"] / 1e3 * (proposals / part if name == of_part else 1) for name in cases}
         for name, whole in seconds.items():
             figures[name] |= {"seconds an image": whole, "times as fast as R-CNN": seconds[of_part] / whole}

@@ -324,7 +324,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _what_is_cached_is_rounded(self) -> "Config":
         rule = "null, or cache_features true: layers that are computed in each iteration are not rounded"
-        self.require(self.cache_features or self.cache_precision is None, "cache_precision", rule, "cache_features")
+        rounded = self.cache_precision is not None
+        self.require(self.cache_features or not rounded, "cache_precision", rule, "cache_features")
+        rule = f"null with model.backbone {self.model.backbone}: only layers of vgg16 and tiny have a form in int8"
+        has = self.model.backbone in ("vgg16", "tiny")
+        self.require(has or not rounded, "cache_precision", rule, "model.backbone")
         return self
 
     @model_validator(mode="after")

@@ -221,8 +221,8 @@ def test_what_cannot_be_in_int8_says_so(cached, monkeypatch, caplog):
     with pytest.raises(configs.ConfigError, match="cache_precision.*null, or cache_features true"):
         configs.from_dict({**cached, "cache_features": False})
     other = {"backbone": "caffenet", "weights": "", "freeze_up_to": "conv2", "pool_size": 6, "fc_width": 8}
-    with pytest.raises(FastRCNNError, match="cache_precision: caffenet has other layers"):
-        cache_of({**cached, "model": {**cached["model"], **other}})
+    with pytest.raises(configs.ConfigError, match="cache_precision.*null with model.backbone caffenet: only"):
+        configs.from_dict({**cached, "model": {**cached["model"], **other}})
     monkeypatch.setattr(int8_kernels, "works", lambda: False)
     assert cache_of(cached)[-1].folder == cache_of({**cached, "cache_precision": None})[-1].folder
     (said,) = caplog.messages

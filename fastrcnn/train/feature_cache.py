@@ -55,7 +55,7 @@ class FeatureCache:
     step: float | None = None  # of maps in int8, once they are made
 
     def __init__(self, records: Sequence[ImageRecord], config: Config, model: FastRCNN):
-        """Raises FastRCNNError when no layer is frozen, or one has no form in int8, and for an unreadable image."""
+        """Raises FastRCNNError when no layer is frozen, and for an image that cannot be read."""
         if not model.frozen_depth:
             raise FastRCNNError("cache_features: no layer is frozen; set model.freeze_up_to, or cache_features: false")
         self.int8 = config.cache_precision == "int8" and int8_features.possible(model)

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from fastrcnn.errors import FastRCNNError
 from fastrcnn.model import int8, int8_kernels
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.ranges import Activation, watching
@@ -18,15 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def possible(model: FastRCNN) -> bool:
-    """Whether this machine can, which is logged where it cannot, so that a configuration serves on any machine.
-
-    Raises FastRCNNError for a network whose frozen layers have no form in int8.
-    """
-    if not all(isinstance(layer, int8.LIKE_VGG16) for layer in model.backbone[: model.frozen_depth]):
-        raise FastRCNNError(
-            f"cache_precision: {model.config.backbone} has other layers than convolutions, ReLU and max pooling; set "
-            "it to null, or model.backbone to vgg16 or tiny, which have a form in int8"
-        )
+    """Whether this machine can, which is logged where it cannot, so that a configuration serves on any machine."""
     why = None
     if model.device.type != "cpu":
         why = f"int8 is for a CPU, the device is {model.device}"

@@ -186,7 +186,7 @@ class FeatureCache:
         if free < size:
             raise FastRCNNError(
                 f"{self.folder}: the features need {left}, the disk has {tqdm.format_sizeof(free, 'B')} left; "
-                "free space, set feature_cache to another disk, or cache_features: false"
+                "free space, set feature_cache to another disk, or cache_features: false and cache_precision: null"
             )
 
     def _entries(self) -> Iterator[Entry]:

@@ -64,8 +64,11 @@ class SamplingConfig(Section, title="sampling"):
 
 
 class SolverConfig(Section, title="solver"):
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """What learns: the paper's SGD with momentum, or AdamW (arXiv 1711.05101), whose rates are some twenty times lower
+    and whose weight_decay is some twenty times higher."""
     lr: Positive = 0.001
-    """Rate of SGD."""
+    """Rate."""
     backbone_lr: Positive | None = None
     """Rate of the trained convolutions; null: as lr."""
     schedule: Literal["step", "linear", "cosine"] = "step"
@@ -81,7 +84,7 @@ class SolverConfig(Section, title="solver"):
     """In the first so many, only the fully connected layers learn: a random head would change the convolutions for
     nothing (Kumar et al. 2022, arXiv 2202.10054)."""
     momentum: BelowOne = 0.9
-    """Of SGD."""
+    """What the mean of gradients keeps each step."""
     weight_decay: NotNegative = 0.0005
     """Of weights."""
     bias_lr_factor: NotNegative = 2.0

@@ -264,8 +264,9 @@ def check_checkpoint(path: Path, whole) -> None:
         assert str(path.parent) in str(e)
         return
     assert (found.iteration, found.normalisation) == (whole.iteration, whole.normalisation)
-    for name in ("model", "momentum"):
-        ours, theirs = getattr(found, name), getattr(whole, name)
+    assert found.optimizer.keys() == whole.optimizer.keys()
+    states = [(found.optimizer[state], whole.optimizer[state]) for state in whole.optimizer]
+    for ours, theirs in [(found.model, whole.model), *states]:
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
     assert torch.equal(found.statistics.mean, whole.statistics.mean)
     assert torch.equal(found.statistics.std, whole.statistics.std)

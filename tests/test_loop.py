@@ -95,10 +95,11 @@ def test_resume_is_exact_in_float16(tree, tmp_path):
     assert same_weights(unbroken, train(config_of(tree, tmp_path / "b", max_iterations=4), resume=True))
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("stop", [2, 4])
-def test_resume_is_exact_with_the_head_first_and_a_falling_rate(tree, tmp_path, stop):
+def test_resume_is_exact_with_the_head_first_and_a_falling_rate(tree, tmp_path, stop, optimizer):
     """Stopped inside the head's iterations (3), and after them."""
-    more = {"head_iterations": 3, "schedule": "cosine", "warmup_iterations": 1}
+    more = {"head_iterations": 3, "schedule": "cosine", "warmup_iterations": 1, "optimizer": optimizer}
     tree["train"]["checkpoint_every"] = stop
     unbroken = train(config_of(tree, tmp_path / "a", **more))
 

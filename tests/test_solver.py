@@ -115,6 +115,28 @@ def test_one_step_of_sgd_by_hand(model):
     assert torch.allclose(bias, b - 0.1 * (1.0 + 0.9 + 2.0), atol=1e-6)
 
 
+def test_two_steps_of_adamw_by_hand(model):
+    """m = 0.9 m + 0.1 g, v = 0.98 v + 0.02 g^2, w -= lr * (decay * w + m' / (sqrt(v') + 1e-8)), both without bias."""
+    optimizer = make_optimizer(model, SolverConfig(optimizer="adamw", lr=0.01, weight_decay=0.1))
+    set_rate(optimizer, 0.5)
+    weight = model.fc7.weight
+    w = weight.detach().double()
+    b = model.fc7.bias.detach().double()
+    m, v = torch.zeros_like(w), torch.zeros_like(w)
+    for step in (1, 2):
+        g = torch.randn_like(weight)
+        for p in model.parameters():
+            p.grad = torch.full_like(p, 2.0) if p.requires_grad else None
+        weight.grad = g
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g.double().square()
+        moved = (m / (1 - 0.9**step)) / ((v / (1 - 0.98**step)).sqrt() + 1e-8)
+        w = w - 0.005 * (0.1 * w + moved)
+        b = b - 0.01  # twice the rate, no decay; a gradient that stays moves it by the rate
+    assert torch.allclose(weight.double(), w, atol=1e-6)
+    assert torch.allclose(model.fc7.bias.double(), b, atol=1e-6)
+
+
 def test_clipping_bounds_the_whole_gradient(model):
     for p in model.parameters():
         p.grad = torch.randn_like(p) if p.requires_grad else None
@@ -133,9 +155,10 @@ def test_clipping_bounds_the_whole_gradient(model):
     assert math.isnan(gradient_norm(model))
 
 
-def test_a_gradient_in_another_layout_than_its_weight_is_an_error(model):
-    """torch's fused SGD would pair each weight with another's gradient."""
-    optimizer = make_optimizer(model, SolverConfig())
+@pytest.mark.parametrize(("kind", "state"), [("sgd", "momentum_buffer"), ("adamw", "exp_avg"), ("adamw", "exp_avg_sq")])
+def test_a_gradient_in_another_layout_than_its_weight_is_an_error(model, kind, state):
+    """torch's fused optimizers would pair each weight with another's gradient."""
+    optimizer = make_optimizer(model, SolverConfig(optimizer=kind))
     for p in model.parameters():
         p.grad = torch.randn_like(p) if p.requires_grad else None  # randn_like keeps the layout
     optimizer.step()
@@ -147,8 +170,8 @@ def test_a_gradient_in_another_layout_than_its_weight_is_an_error(model):
         optimizer.step()
     assert torch.equal(model.fc7.weight, before)
     model.fc7.weight.grad = right
-    momentum = optimizer.state[model.fc7.weight]["momentum_buffer"]
-    optimizer.state[model.fc7.weight]["momentum_buffer"] = momentum.t().contiguous().t()
+    momentum = optimizer.state[model.fc7.weight][state]
+    optimizer.state[model.fc7.weight][state] = momentum.t().contiguous().t()
     with pytest.raises(RuntimeError, match=r"strides"):
         optimizer.step()
 

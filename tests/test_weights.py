@@ -216,7 +216,8 @@ def test_a_checkpoint_of_version_0_1_0_is_read(tmp_path):
     old_file(path, tensors, {**metadata, "checksum": digest.hexdigest()})
     found = read_checkpoint(path)
     assert (found.iteration, found.data, found.normalisation.std) == (7, "abc", (1.0, 1.0, 1.0))
-    assert found.momentum["fc7.bias"].tolist() == [1, 2, 3, 4] and found.statistics.std[0, 0] == torch.tensor(0.2)
+    assert found.optimizer["momentum_buffer"]["fc7.bias"].tolist() == [1, 2, 3, 4]
+    assert found.statistics.std[0, 0] == torch.tensor(0.2)
     model, _ = load_model(path)
     assert torch.equal(model.fc6.weight, tensors["model.fc6.weight"] * 0.5)
     assert torch.allclose(model.bbox_pred.bias, tensors["model.bbox_pred.bias"] * 0.2 + 0.1)

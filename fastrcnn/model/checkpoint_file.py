@@ -18,6 +18,8 @@ from fastrcnn.files import read_tensors, write_tensors
 from fastrcnn.model.backbones import Normalisation
 
 FORMAT = "fastrcnn checkpoint 1"
+# What torch's SGD and AdamW know of each weight, and its name in the file.
+OPTIMIZER_STATES = {"momentum_buffer": "momentum", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "step": "step"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Checkpoint:
 
     iteration: int
     model: dict[str, Tensor]  # the state_dict: bbox_pred predicts normalised targets, feature_scale stands apart
-    momentum: dict[str, Tensor]  # by the parameters' names
+    optimizer: dict[str, dict[str, Tensor]]  # by OPTIMIZER_STATES and the parameters' names
     statistics: TargetStatistics
     normalisation: Normalisation
     config: dict[str, Any]  # as config.to_dict gives it
@@ -37,7 +39,8 @@ class Checkpoint:
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write one atomically. Raises FastRCNNError when it cannot be written, NotFiniteError as write_tensors does."""
     tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
-    tensors |= {f"momentum.{name}": tensor for name, tensor in checkpoint.momentum.items()}
+    for state, of_state in checkpoint.optimizer.items():
+        tensors |= {f"{OPTIMIZER_STATES[state]}.{name}": tensor for name, tensor in of_state.items()}
     tensors["statistics.mean"] = checkpoint.statistics.mean
     tensors["statistics.deviation"] = checkpoint.statistics.std  # the key of old files
     metadata = {
@@ -74,7 +77,8 @@ def unpack(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> 
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise FastRCNNError(f"{path}: is damaged: {e!r}") from None
     normalisation = Normalisation(mean, std)
-    return Checkpoint(iteration, part("model."), part("momentum."), statistics, normalisation, config, data, scaler)
+    states = {state: part(f"{prefix}.") for state, prefix in OPTIMIZER_STATES.items()}
+    return Checkpoint(iteration, part("model."), states, statistics, normalisation, config, data, scaler)
 
 
 def _checksum(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fastrcnn import config as configs
 from fastrcnn.boxes import TargetStatistics
@@ -44,10 +45,13 @@ def save_checkpoint(
     that are not finite; the earlier ones are then still there.
     """
     names = {id(p): name for name, p in model.named_parameters()}
-    momentum = {names[id(p)]: state["momentum_buffer"] for p, state in optimizer.state.items()}
+    states: dict[str, dict[str, Tensor]] = {}
+    for p, of_weight in optimizer.state.items():
+        for state, tensor in of_weight.items():
+            states.setdefault(state, {})[names[id(p)]] = tensor
     path = folder / f"checkpoint_{iteration:08d}.safetensors"
     settings = configs.to_dict(config)
-    tensors = model.state_dict(), momentum, statistics
+    tensors = model.state_dict(), states, statistics
     write_checkpoint(path, Checkpoint(iteration, *tensors, model.normalisation, settings, data, scaler.state_dict()))
     for old in checkpoints(folder)[:-KEEP]:
         old.unlink(missing_ok=True)
@@ -112,11 +116,13 @@ def restore(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler = UNSCALED,
 ) -> None:
-    """Put a checkpoint's weights, momentum and scale of the loss into what is of the same configuration."""
+    """Put a checkpoint's weights, state of the optimizer and scale of the loss into what is of the same
+    configuration."""
     scaler.load_state_dict(checkpoint.scaler)
     model.load_state_dict(checkpoint.model)
     model.normalisation = checkpoint.normalisation
     for name, parameter in model.named_parameters():
-        if name in checkpoint.momentum:
-            buffer = torch.empty_like(parameter).copy_(checkpoint.momentum[name])
-            optimizer.state[parameter]["momentum_buffer"] = buffer
+        for state, of_state in checkpoint.optimizer.items():
+            if name in of_state:
+                alike = parameter if of_state[name].shape == parameter.shape else of_state[name]  # not of `step`
+                optimizer.state[parameter][state] = torch.empty_like(alike).copy_(of_state[name])

@@ -46,8 +46,8 @@ def replay(config: Config, iteration: int) -> Iterator[str]:
             yield from _findings(run, batch)
             raise
     yield from _findings(run, batch)
-    momentum = [state["momentum_buffer"] for state in run.optimizer.state.values()]
-    if not all(tensor.isfinite().all() for tensor in [*run.model.parameters(), *momentum]):
+    states = [tensor for of_weight in run.optimizer.state.values() for tensor in of_weight.values()]
+    if not all(tensor.isfinite().all() for tensor in [*run.model.parameters(), *states]):
         raise not_finite(batch, AFTER_STEP)
     yield "all is finite here; on another device or with another version of torch, numbers differ"
 

@@ -65,8 +65,8 @@ class SamplingConfig(Section, title="sampling"):
 
 class SolverConfig(Section, title="solver"):
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """What learns: the paper's SGD with momentum, or AdamW (arXiv 1711.05101), whose rates are some twenty times lower
-    and whose weight_decay is some twenty times higher."""
+    """The paper's SGD with momentum, or AdamW (arXiv 1711.05101), which learns more in few iterations. Its rates are
+    some twenty times lower and its weight_decay as many times higher: see voc07_laptop.yaml."""
     lr: Positive = 0.001
     """Rate."""
     backbone_lr: Positive | None = None
@@ -104,6 +104,13 @@ class SolverConfig(Section, title="solver"):
     """Layers that learn; all others stay as model.weights has them, to the bit. [bbox_pred] is the second stage of
     stage-wise training (section 5.1; models/VGG16/piecewise of the original), dropout included. null: all that are not
     frozen."""
+
+    @model_validator(mode="after")
+    def _rates_suit_the_optimizer(self) -> "SolverConfig":
+        rule = "below 0.001 with solver.optimizer=adamw, such as 0.0002 for lr and 0.00003 for backbone_lr"
+        for key in ("lr", "backbone_lr"):  # a step moves each weight by its rate: of fc6 a tenth of its size at 0.001
+            self.require(self.optimizer == "sgd" or (getattr(self, key) or 0) < 0.001, key, rule, "optimizer")
+        return self
 
     @model_validator(mode="after")
     def _steps_grow(self) -> "SolverConfig":

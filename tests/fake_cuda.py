@@ -49,8 +49,8 @@ class Seam(TorchDispatchMode):
             args = (args[0], [part for index in args[1] for part in self.without_mask(index)])
         if name is aten._to_copy:
             self.see_copy(args[0], **kwargs)
-        if name is aten._fused_sgd_:  # has no fake kernel
-            return self.see_one_device(*args)
+        if name in (aten._fused_sgd_, aten._fused_adamw_):  # have no fake kernel
+            return self.see_one_device(*args[:6])
         if name not in ANSWERS:
             result = func(*args, **kwargs)
             if name is aten.lift_fresh:
@@ -63,7 +63,7 @@ class Seam(TorchDispatchMode):
     def see_one_device(self, *lists: list[Tensor]) -> None:
         devices = {tensor.device for tensors in lists for tensor in tensors if tensor is not None}
         if len(devices) != 1:
-            raise RuntimeError(f"weights, gradients and momentum are on {devices}")
+            raise RuntimeError(f"weights, gradients and states of the optimizer are on {devices}")
 
     def see_copy(self, tensor: Tensor, device: Any = None, non_blocking: bool = False, **_: Any) -> None:
         devices = [tensor.device.type, torch.device(device or tensor.device).type]

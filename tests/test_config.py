@@ -167,6 +167,14 @@ MISTAKES = [
     ({"sampling": {"target_std": [0.1, 0.2]}}, "sampling.target_std is [0.1, 0.2]; it must be a list of 4"),
     ({"solver": {"train_only": []}}, "solver.train_only is []; it must be a list"),
     (
+        {"solver": {"optimizer": "adamw"}},
+        "solver.lr is 0.001; it must be below 0.001 with solver.optimizer=adamw, such as 0.0002",
+    ),
+    (
+        {"solver": {"optimizer": "adamw", "lr": 0.0002, "backbone_lr": 0.01}},
+        "solver.backbone_lr is 0.01; it must be below 0.001 with solver.optimizer=adamw",
+    ),
+    (
         {"solver": {"train_only": ["fc6"], "head_iterations": 9}},
         "solver.head_iterations is 9; it must be 0 with solver.train_only",
     ),

@@ -12,7 +12,9 @@ from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config
 from fastrcnn.data.loader import Batch
 from fastrcnn.detect.detector import Detector
+from fastrcnn.model.checkpoint_file import Checkpoint
 from fastrcnn.model.fast_rcnn import FastRCNN, factors
+from fastrcnn.train.checkpoint import restore
 from fastrcnn.train.solver import make_optimizer, make_scaler
 from fastrcnn.train.step import train_step
 
@@ -101,6 +103,27 @@ def test_a_step_of_training(network, precision, monkeypatch):
         learning = [p for p in model.parameters() if p.requires_grad]
         assert learning and all(p.grad is not None and p.grad.device == CUDA for p in learning)
         assert seam.waits == ["cuda to cpu"]  # losses and norms
+
+
+@pytest.mark.parametrize(("kind", "states"), [("sgd", ["momentum_buffer"]), ("adamw", ["exp_avg", "exp_avg_sq"])])
+def test_a_step_after_a_resume(kind, states, monkeypatch):
+    """A checkpoint is read on the CPU."""
+    config = made_config("tiny", "float32", solver={"optimizer": kind, "lr": 0.0005})
+    with fake_cuda(monkeypatch):
+        model = made_model(config, CUDA).train()
+        optimizer = make_optimizer(model, config.solver)
+        learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        of_cpu = {state: {name: torch.empty(p.shape) for name, p in learning.items()} for state in states}
+        if kind == "adamw":
+            of_cpu["step"] = {name: torch.zeros(()) for name in learning}
+        statistics = TargetStatistics(*torch.empty(2, K, 4))
+        saved = Checkpoint(3, model.state_dict(), of_cpu, statistics, model.normalisation, {}, "")
+        restore(saved, model, optimizer)
+        for p in learning.values():
+            p.grad = torch.empty_like(p)
+        optimizer.step()
+        kept = [tensor for of_weight in optimizer.state.values() for tensor in of_weight.values()]
+        assert len(kept) == len(of_cpu) * len(learning) and all(tensor.device == CUDA for tensor in kept)
 
 
 @pytest.mark.parametrize(("network", "precision"), CASES)

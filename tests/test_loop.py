@@ -99,7 +99,7 @@ def test_resume_is_exact_in_float16(tree, tmp_path):
 @pytest.mark.parametrize("stop", [2, 4])
 def test_resume_is_exact_with_the_head_first_and_a_falling_rate(tree, tmp_path, stop, optimizer):
     """Stopped inside the head's iterations (3), and after them."""
-    more = {"head_iterations": 3, "schedule": "cosine", "warmup_iterations": 1, "optimizer": optimizer}
+    more = {"head_iterations": 3, "schedule": "cosine", "warmup_iterations": 1, "optimizer": optimizer, "lr": 5e-4}
     tree["train"]["checkpoint_every"] = stop
     unbroken = train(config_of(tree, tmp_path / "a", **more))
 

@@ -125,4 +125,5 @@ def restore(
         for state, of_state in checkpoint.optimizer.items():
             if name in of_state:
                 alike = parameter if of_state[name].shape == parameter.shape else of_state[name]  # not of `step`
-                optimizer.state[parameter][state] = torch.empty_like(alike).copy_(of_state[name])
+                kept = torch.empty_like(alike, device=parameter.device).copy_(of_state[name])
+                optimizer.state[parameter][state] = kept

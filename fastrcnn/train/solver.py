@@ -46,6 +46,7 @@ def make_optimizer(model: FastRCNN, config: SolverConfig) -> torch.optim.Optimiz
     """SGD with momentum, or AdamW. torch multiplies the rate after momentum, Caffe before; they differ for about ten
     iterations after the rate drops. Its `step` raises RuntimeError as check_layouts does."""
     groups = parameter_groups(model, config)
+    optimizer: torch.optim.Optimizer
     if config.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, betas=(config.momentum, ADAMW_SQUARES), fused=True)
     else:

@@ -39,7 +39,7 @@ def parameter_groups(model: FastRCNN, config: SolverConfig) -> list[dict]:
     return groups
 
 
-ADAMW_SQUARES = 0.98  # ours: what the mean of squares keeps each step; torch's 0.999 suits longer runs
+ADAMW_SQUARES = 0.98  # ours, not compared with torch's 0.999: what the mean of squared gradients keeps each step
 
 
 def make_optimizer(model: FastRCNN, config: SolverConfig) -> torch.optim.Optimizer:

@@ -74,7 +74,7 @@ def test_a_file_is_a_diff_from_its_base(tmp_path):
 
 def test_a_base_is_looked_for_beside_the_file_and_then_among_those_that_come_along(tmp_path, monkeypatch):
     path = write(tmp_path, base="voc07_laptop.yaml", classes=["a"])
-    assert load(path).solver.max_iterations == 4700
+    assert load(path).solver.max_iterations == 6500
     write(tmp_path, "voc07_laptop.yaml", seed=77)
     assert (load(path).seed, load(path).solver.max_iterations) == (77, 40000)
     monkeypatch.setenv("BASES", str(tmp_path))

@@ -68,7 +68,7 @@ class SolverConfig(Section, title="solver"):
     """The paper's SGD with momentum, or AdamW (arXiv 1711.05101), which learns more in few iterations. Its rates are
     some twenty times lower and its weight_decay as many times higher: see voc07_laptop.yaml."""
     lr: Positive = 0.001
-    """Rate."""
+    """Learning rate."""
     backbone_lr: Positive | None = None
     """Rate of the trained convolutions; null: as lr."""
     schedule: Literal["step", "linear", "cosine"] = "step"
@@ -84,7 +84,7 @@ class SolverConfig(Section, title="solver"):
     """In the first so many, only the fully connected layers learn: a random head would change the convolutions for
     nothing (Kumar et al. 2022, arXiv 2202.10054)."""
     momentum: BelowOne = 0.9
-    """What the mean of gradients keeps each step."""
+    """Of SGD; of AdamW its beta1."""
     weight_decay: NotNegative = 0.0005
     """Of weights."""
     bias_lr_factor: NotNegative = 2.0

@@ -39,7 +39,7 @@ def parameter_groups(model: FastRCNN, config: SolverConfig) -> list[dict]:
     return groups
 
 
-ADAMW_SQUARES = 0.98  # ours, not compared with torch's 0.999: what the mean of squared gradients keeps each step
+ADAMW_BETA2 = 0.98  # ours, not compared with torch's 0.999
 
 
 def make_optimizer(model: FastRCNN, config: SolverConfig) -> torch.optim.Optimizer:
@@ -48,7 +48,7 @@ def make_optimizer(model: FastRCNN, config: SolverConfig) -> torch.optim.Optimiz
     groups = parameter_groups(model, config)
     optimizer: torch.optim.Optimizer
     if config.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(groups, betas=(config.momentum, ADAMW_SQUARES), fused=True)
+        optimizer = torch.optim.AdamW(groups, betas=(config.momentum, ADAMW_BETA2), fused=True)
     else:
         optimizer = torch.optim.SGD(groups, momentum=config.momentum, fused=True)
     optimizer.register_step_pre_hook(lambda *_: check_layouts(optimizer))

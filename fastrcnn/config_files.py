@@ -3,11 +3,13 @@
 Of every value it is known where it was written, so that an error names the file or the override to change.
 """
 
+import json
 import logging
 import math
 import re
 import shlex
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,9 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
 
     A name of configs_folder() serves where there is no such file. `base` is looked for beside the file, then in
     configs_folder(). `classes` and parts of `data` that a base names, not the file or its overrides, are said in the
-    log. Test and validation sets that come with a base are left out, so never downloaded, when the file has classes of
-    its own, or training sets of its own and is none of configs_folder().
+    log, and keys of the file and its overrides that have no effect beside others. Test and validation sets that come
+    with a base are left out, so never downloaded, when the file has classes of its own, or training sets of its own
+    and is none of configs_folder().
 
     Raises ConfigError for a missing or malformed file, an unknown key, a wrong type or an impossible value.
     """
@@ -66,9 +69,11 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     _say_what_is_inherited(path, tree, origins)
     tree.setdefault("output", f"runs/{path.stem}".replace("$", "$$"))
     try:
-        return Config.model_validate(tree, context=FROM_YAML)
+        config = Config.model_validate(tree, context=FROM_YAML)
     except ValidationError as e:
         raise ConfigError(_sentence(faults(e, Config), origins, path)) from None
+    _say_what_has_no_effect(path, config, origins)
+    return config
 
 
 def save(config: Config, path: str | Path) -> None:
@@ -281,6 +286,36 @@ def _say_what_is_inherited(path: Path, tree: dict[str, Any], origins: Origins) -
             log.warning(text, path, key, bases.pop(key))
     if bases and not comes_along:
         log.info("%s: inherits %s", path, ", ".join(f"{key} from {base}" for key, base in bases.items()))
+
+
+# Keys that are read only where another has one of these values.
+READ_ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "solver.steps": ("solver.schedule", ("step",)),
+    "solver.gamma": ("solver.schedule", ("step",)),
+    "model.pool_size": ("model.roi_features", ("roi_pool", "roi_align", "warp")),
+    "model.pyramid": ("model.roi_features", ("spp",)),
+    "model.sampling_ratio": ("model.roi_features", ("roi_align",)),
+    "model.aligned": ("model.roi_features", ("roi_align",)),
+    "model.warp_size": ("model.roi_features", ("warp",)),
+    "test.nms_iou": ("test.soft_nms", (None, "linear")),
+    "feature_cache": ("cache_features", (True,)),
+}
+
+
+def _say_what_has_no_effect(path: Path, config: Config, origins: Origins) -> None:
+    """Log which keys that `path` or an override sets, to another value than the default, are not read in this run."""
+    default = Config.model_construct()
+    for key, (other, values) in READ_ONLY_WITH.items():
+        written = origins.get(key)
+        own = written and (isinstance(written.source, str) or written.source.resolve() == path.resolve())
+        if own and _value(config, key) != _value(default, key) and _value(config, other) not in values:
+            has, wants = (json.dumps(value).strip('"') for value in (_value(config, other), values[0]))
+            text = "%s: %s has no effect with %s=%s; leave it out, or set %s=%s"
+            log.warning(text, written, key, other, has, other, wants)
+
+
+def _value(config: Config, key: str) -> Any:
+    return reduce(getattr, key.split("."), config)
 
 
 def _origin(origins: Origins, key: str) -> Written | None:

@@ -271,6 +271,43 @@ def test_classes_and_data_of_a_base_are_not_inherited_silently(tmp_path, caplog)
     assert config.data.test[0].root == "mine_too" and not caplog.messages
 
 
+@pytest.mark.parametrize(
+    ("key", "beside", "remedy"),
+    [
+        ("solver.steps=[1500]", "solver.schedule=linear", "solver.schedule=step"),
+        ("solver.gamma=0.5", "solver.schedule=cosine", "solver.schedule=step"),
+        ("model.pool_size=6", "model.roi_features=spp", "model.roi_features=roi_pool"),
+        ("model.pyramid=[4,2]", "model.roi_features=roi_pool", "model.roi_features=spp"),
+        ("model.sampling_ratio=0", "model.roi_features=roi_pool", "model.roi_features=roi_align"),
+        ("model.aligned=false", "model.roi_features=roi_pool", "model.roi_features=roi_align"),
+        ("model.warp_size=128", "model.roi_features=spp", "model.roi_features=warp"),
+        ("test.nms_iou=0.5", "test.soft_nms=gaussian", "test.soft_nms=null"),
+        ("feature_cache=elsewhere", "cache_features=false", "cache_features=true"),
+    ],
+)
+def test_a_key_that_is_not_read_in_this_run_is_named(tmp_path, caplog, key, beside, remedy):
+    path = write(tmp_path, classes=["a"])
+    load(path, [key, beside])
+    name = key.partition("=")[0]
+    assert caplog.messages == [f"override {key!r}: {name} has no effect with {beside}; leave it out, or set {remedy}"]
+    caplog.clear()
+    load(path, [key, remedy])
+    load(path, [beside])
+    assert not caplog.messages
+
+
+def test_a_key_that_a_base_has_is_not_named_where_it_is_not_read(tmp_path, caplog):
+    write(tmp_path, "mine.yaml", classes=["a"], solver={"steps": [1500]})
+    path = write(tmp_path, base="mine.yaml", solver={"schedule": "linear"})
+    load(path)
+    assert not caplog.messages
+    path = write(tmp_path, base="voc07_laptop.yaml", classes=["a"], solver={"steps": [1500]}, data=OWN | {"test": TEST})
+    load(path)
+    assert caplog.messages == [
+        f"{path}: solver.steps has no effect with solver.schedule=linear; leave it out, or set solver.schedule=step"
+    ]
+
+
 def test_a_test_set_of_an_own_base_is_kept_and_one_through_it_is_not(tmp_path, caplog):
     write(tmp_path, "mine.yaml", base="voc07.yaml", classes=["a"], data=OWN | {"test": TEST})
     assert load(write(tmp_path, base="mine.yaml", seed=4)).data.test[0].root == "mine_too"

@@ -5,9 +5,9 @@ Numbers without another source are those that config.py names.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from fastrcnn.config_rules import BelowOne, Count, CountOrZero, Fraction, NotNegative, Positive, Section, Text
+from fastrcnn.config_rules import STORED, BelowOne, Count, CountOrZero, Fraction, NotNegative, Positive, Section, Text
 
 
 class SamplingConfig(Section, title="sampling"):
@@ -106,10 +106,17 @@ class SolverConfig(Section, title="solver"):
     frozen."""
 
     @model_validator(mode="after")
-    def _rates_suit_the_optimizer(self) -> "SolverConfig":
+    def _rates_suit_the_optimizer(self, info: ValidationInfo) -> "SolverConfig":
+        """Where a file changes the optimizer of its base, numbers for the other one would stay."""
+        adamw, backbone_lr = self.optimizer == "adamw", self.lr if self.backbone_lr is None else self.backbone_lr
         rule = "below 0.001 with solver.optimizer=adamw, such as 0.0002 for lr and 0.00003 for backbone_lr"
-        for key in ("lr", "backbone_lr"):  # a step moves each weight by its rate: of fc6 a tenth of its size at 0.001
-            self.require(self.optimizer == "sgd" or (getattr(self, key) or 0) < 0.001, key, rule, "optimizer")
+        for key, rate in (("lr", self.lr), ("backbone_lr", backbone_lr)):
+            self.require(not adamw or rate < 0.001, key, rule, "optimizer")  # a step moves each weight by its rate
+        any_goes = adamw or info.context == STORED  # weights of before these rules
+        rule = "below 0.1 with solver.optimizer=sgd, such as 0.0005: more would take all weights to 0"
+        self.require(any_goes or self.weight_decay < 0.1, "weight_decay", rule, "optimizer")
+        rule = f"at least a hundredth of solver.lr ({self.lr:g}) with solver.optimizer=sgd, such as half of it, or null"
+        self.require(any_goes or backbone_lr >= self.lr / 100, "backbone_lr", rule, "optimizer", "lr")
         return self
 
     @model_validator(mode="after")

@@ -141,6 +141,23 @@ def test_five_test_scales_want_a_long_side_of_2000(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("weight_decay", "1.0", "below 0.1 with solver.optimizer=sgd, such as 0.0005"),
+        ("backbone_lr", "3e-05", "at least a hundredth of solver.lr (0.004) with solver.optimizer=sgd"),
+    ],
+)
+def test_numbers_for_adamw_that_a_base_has_are_not_taken_by_sgd(tmp_path, key, value, rule):
+    base = write(tmp_path, "adamw.yaml", classes=["a"], solver={"optimizer": "adamw", "lr": 0.0002, key: float(value)})
+    own = write(tmp_path, base="adamw.yaml", solver={"optimizer": "sgd", "lr": 0.004})
+    with pytest.raises(ConfigError) as error:
+        load(own)
+    assert str(error.value).startswith(f"{base}: solver.{key} is {value}; it must be {rule}")
+    tree = {"classes": ["a"], "solver": {"lr": 0.004, key: float(value)}}
+    assert getattr(configs.from_dict(tree).solver, key) == float(value)  # weights of before the rule can be used
+
+
 def test_files_that_are_no_configuration(tmp_path):
     with pytest.raises(ConfigError, match=r"absent\.yaml: no such"):
         load(tmp_path / "absent.yaml")

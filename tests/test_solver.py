@@ -93,8 +93,8 @@ def test_a_layer_that_cannot_learn_is_refused_with_those_that_can(model, name):
 
 
 def test_biases_decay_as_weights_where_their_decay_is_null(model):
-    groups = parameter_groups(model, SolverConfig(weight_decay=0.25, bias_weight_decay=None))
-    assert [group["weight_decay"] for group in groups] == [0.25] * 4
+    groups = parameter_groups(model, SolverConfig(weight_decay=0.0625, bias_weight_decay=None))
+    assert [group["weight_decay"] for group in groups] == [0.0625] * 4
 
 
 def test_one_step_of_sgd_by_hand(model):

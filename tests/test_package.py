@@ -76,7 +76,7 @@ def test_configurations_are_listed_shown_and_copied(installed, tmp_path):
     assert "max_iterations: 2000" in command(installed, "configs", "show", "demo", cwd=tmp_path).stdout
     command(installed, "configs", "copy", "voc07_cpu.yaml", "mine.yaml", cwd=tmp_path)
     before = (tmp_path / "mine.yaml").read_text()
-    assert "lr: 0.004" in before
+    assert "lr: 0.0002" in before
     schema = before.splitlines()[0].split("$schema=")[1]
     assert Path(schema).is_file(), "editors find the schema from the copy too"
     refused = command(installed, "configs", "copy", "demo.yaml", "mine.yaml", cwd=tmp_path, code=1).stderr

@@ -9,7 +9,7 @@ import math
 import re
 import shlex
 from dataclasses import dataclass
-from functools import reduce
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -288,8 +288,8 @@ def _say_what_is_inherited(path: Path, tree: dict[str, Any], origins: Origins) -
         log.info("%s: inherits %s", path, ", ".join(f"{key} from {base}" for key, base in bases.items()))
 
 
-# Keys that are read only where another has one of these values.
-READ_ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+# Keys that are used only where another has one of these values.
+USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "solver.steps": ("solver.schedule", ("step",)),
     "solver.gamma": ("solver.schedule", ("step",)),
     "model.pool_size": ("model.roi_features", ("roi_pool", "roi_align", "warp")),
@@ -303,19 +303,16 @@ READ_ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
 
 
 def _say_what_has_no_effect(path: Path, config: Config, origins: Origins) -> None:
-    """Log which keys that `path` or an override sets, to another value than the default, are not read in this run."""
+    """Log which keys that `path` or an override sets, to another value than the default, are not used in this run."""
     default = Config.model_construct()
-    for key, (other, values) in READ_ONLY_WITH.items():
+    for key, (other, values) in USED_WITH.items():
         written = origins.get(key)
         own = written and (isinstance(written.source, str) or written.source.resolve() == path.resolve())
-        if own and _value(config, key) != _value(default, key) and _value(config, other) not in values:
-            has, wants = (json.dumps(value).strip('"') for value in (_value(config, other), values[0]))
+        changed, value = attrgetter(key)(config) != attrgetter(key)(default), attrgetter(other)(config)
+        if own and changed and value not in values:
+            has, wants = (json.dumps(each).strip('"') for each in (value, values[0]))
             text = "%s: %s has no effect with %s=%s; leave it out, or set %s=%s"
             log.warning(text, written, key, other, has, other, wants)
-
-
-def _value(config: Config, key: str) -> Any:
-    return reduce(getattr, key.split("."), config)
 
 
 def _origin(origins: Origins, key: str) -> Written | None:

@@ -107,16 +107,17 @@ class SolverConfig(Section, title="solver"):
 
     @model_validator(mode="after")
     def _rates_suit_the_optimizer(self, info: ValidationInfo) -> "SolverConfig":
-        """Where a file changes the optimizer of its base, numbers for the other one would stay."""
+        """Where a file changes the optimizer of its base, numbers for the other one would stay. The bounds are ours."""
         adamw, backbone_lr = self.optimizer == "adamw", self.lr if self.backbone_lr is None else self.backbone_lr
         rule = "below 0.001 with solver.optimizer=adamw, such as 0.0002 for lr and 0.00003 for backbone_lr"
         for key, rate in (("lr", self.lr), ("backbone_lr", backbone_lr)):
-            self.require(not adamw or rate < 0.001, key, rule, "optimizer")  # a step moves each weight by its rate
-        any_goes = adamw or info.context == STORED  # weights of before these rules
+            # A step moves each weight by its rate: of fc6 a tenth of its size at 0.001.
+            self.require(not adamw or rate < 0.001, key, rule, "optimizer")
+        unchecked = adamw or info.context == STORED  # weights may be older than these rules
         rule = "below 0.1 with solver.optimizer=sgd, such as 0.0005: more would take all weights to 0"
-        self.require(any_goes or self.weight_decay < 0.1, "weight_decay", rule, "optimizer")
+        self.require(unchecked or self.weight_decay < 0.1, "weight_decay", rule, "optimizer")
         rule = f"at least a hundredth of solver.lr ({self.lr:g}) with solver.optimizer=sgd, such as half of it, or null"
-        self.require(any_goes or backbone_lr >= self.lr / 100, "backbone_lr", rule, "optimizer", "lr")
+        self.require(unchecked or backbone_lr >= self.lr / 100, "backbone_lr", rule, "optimizer", "lr")
         return self
 
     @model_validator(mode="after")

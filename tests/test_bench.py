@@ -6,14 +6,18 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 sys.path.append(str(TOOLS))
 
 from fastrcnn.config import ModelConfig  # noqa: E402
+from fastrcnn.data.shapes import draw_image  # noqa: E402
+from fastrcnn.errors import FastRCNNError  # noqa: E402
 from fastrcnn.model.fast_rcnn import FastRCNN  # noqa: E402
 
 from bench import detection, parts, scale, scale_parts, systems, training  # noqa: E402
@@ -112,6 +116,23 @@ def test_systems_of_table_4():
     assert conv[3] / conv[0] == pytest.approx(8 * 224**2 / (600 * 800), rel=0.02)
 
 
+def test_systems_of_a_picture_of_the_user_s(tmp_path):
+    """Any size; the proposals are those of selective search, which share cells: R-CNN does not save by that."""
+    shapes = draw_image(3, 1)[0]
+    path = tmp_path / "street.png"
+    Image.fromarray(np.pad(shapes, ((10, 0), (40, 0), (0, 0)))).save(path)
+    result = systems.systems(rounds=1, small=True, proposals=30, network="L", image=str(path))
+    (name,) = [name for name in result["cases"] if name.startswith("R-CNN")]
+    assert name == "R-CNN, 8 of 30 proposals"
+    conv = [{row["stage"]: row["gflop"] for row in result["stages"][name]}["conv"] for name in ("Fast R-CNN", name)]
+    height, width = shapes.shape[0] + 10, shapes.shape[1] + 40
+    scale = min(600 / min(height, width), 1000 / max(height, width))
+    assert conv[1] / conv[0] == pytest.approx(8 * 224**2 / (scale**2 * height * width), rel=0.02)
+    Image.new("RGB", (60, 40)).save(path)
+    with pytest.raises(FastRCNNError, match="at least 16"):
+        systems.systems(rounds=1, small=True, proposals=30, network="L", image=str(path))
+
+
 def test_a_training_step_by_stages():
     result = training.train(rounds=1, small=True)
     stages = {row["stage"]: row for row in result["stages"]["float32"]}
@@ -155,7 +176,8 @@ def test_help_needs_no_torch_and_wrong_words_are_refused():
     assert "4096^3" in bench("--help").stdout
     assert "go" in bench("systems", "--device", "cuda").stderr
     assert "device: 'cuda:99' cannot be used" in bench("nms", "--device", "cuda:99").stderr
-    assert "neither" in bench("train", "model.safetensors").stderr and bench("nms", "--cached").returncode == 1
+    assert "no file" in bench("train", "model.safetensors").stderr
+    assert "IMAGE" in bench("detect", "model.safetensors").stderr and bench("nms", "--cached").returncode == 1
 
 
 def test_parts_of_scale(tmp_path):

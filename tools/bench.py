@@ -7,6 +7,7 @@
   bench.py train --cached         the same from stored features: short side 400, fc layers of 1024, bfloat16
   bench.py systems                Table 4 of the paper: Fast R-CNN, with SVD, SPPnet and R-CNN, and their parts; of
                                   model L, or --network S or M
+  bench.py systems IMAGE          the same of your picture, with proposals by selective search
   bench.py scale                  start, memory, checks and evaluation at 1,000 and 10,000 made pictures, or --pictures
   bench.py roi_pool | nms | evaluate | proposals | start
   bench.py --device cuda          detect, train, roi_pool and nms, one after the other, on a GPU; or name one of them
@@ -25,14 +26,14 @@ from functools import partial
 from _common import keep_memory, parser, run
 
 ON_A_GPU = ("detect", "train", "roi_pool", "nms")
+TAKES = {"detect": (0, 2), "systems": (0, 1)}  # how many files
 WORDS = ("detect", "train", "systems", "roi_pool", "nms", "evaluate", "proposals", "start", "scale")
 
 
 def main() -> None:
     args = parser(__doc__)
     args.add_argument("what", choices=WORDS, nargs="?", help="default: " + ", ".join(ON_A_GPU))
-    args.add_argument("weights", metavar="WEIGHTS", nargs="?", help="detect: a weights file")
-    args.add_argument("image", metavar="IMAGE", nargs="?", help="detect: a picture")
+    args.add_argument("files", metavar="FILE", nargs="*", help="detect: weights and a picture; systems: a picture")
     args.add_argument("--cached", action="store_true", help="train: from stored features")
     args.add_argument("--proposals", metavar="N", type=int, help="systems: of the picture (default 2000)")
     args.add_argument("--network", choices=("S", "M", "L"), help="systems: the paper's model (default L)")
@@ -43,8 +44,8 @@ def main() -> None:
     args.add_argument("--small", action="store_true", help="small sizes, to try this tool")
     args.add_argument("--json", action="store_true", help="print JSON")
     args = args.parse_args()
-    if bool(args.weights) != bool(args.image) or (args.weights and args.what != "detect"):
-        sys.exit("error: bench.py detect takes WEIGHTS and IMAGE or neither, the others take neither")
+    if len(args.files) not in TAKES.get(args.what, (0,)):
+        sys.exit("error: bench.py detect takes WEIGHTS and IMAGE or neither, systems IMAGE or none, the others no file")
     if args.cached and args.what != "train":
         sys.exit("error: --cached goes with train")
 
@@ -76,7 +77,9 @@ def main() -> None:
     work = {
         "detect": partial(detection.detect, device=device),
         "train": partial(training.train, device=device),
-        "systems": partial(systems.systems, proposals=args.proposals or 2000, network=args.network or "L"),
+        "systems": partial(
+            systems.systems, proposals=args.proposals or 2000, network=args.network or "L", image=(*args.files, None)[0]
+        ),
         "roi_pool": partial(parts.pooling, device=device),
         "nms": partial(parts.suppression, device=device),
         "evaluate": parts.evaluation,
@@ -85,8 +88,8 @@ def main() -> None:
         "scale": lambda _, small: scale.scale(args.pictures or ([20] if small else [1000, 10_000])),
     }
     with busy_programs(args.busy):
-        if args.weights:
-            result = detection.own(args.weights, args.image, args.rounds, device)
+        if args.what == "detect" and args.files:
+            result = detection.own(*args.files, args.rounds, device)
         elif args.cached:
             result = training.cached(args.rounds, args.small)
         elif args.what is None:

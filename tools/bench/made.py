@@ -112,8 +112,10 @@ CANDIDATES = 1000  # scores above the threshold; trained networks have some hund
 def calibrate(model: FastRCNN, config: Config, path: Path, proposals: np.ndarray) -> FastRCNN:
     """Scale the layers so that RoIs differ, and the background's bias so that as many as CANDIDATES pass."""
     rois = torch.from_numpy(proposals[::8])
-    scale = image_scale(WIDTH, HEIGHT, config.image.test_short_side[0], config.image.test_long_side)
-    image = prepare_image(read_image(path), scale, model.normalisation.mean, model.normalisation.std)
+    pixels = read_image(path)
+    height, width = pixels.shape[:2]
+    scale = image_scale(width, height, config.image.test_short_side[0], config.image.test_long_side)
+    image = prepare_image(pixels, scale, model.normalisation.mean, model.normalisation.std)
     precision, model.precision = model.precision, "float32"  # the same numbers for both
     with torch.no_grad():
         pooled = model.pool(model.features([image]), [model.project(rois, scale)]).flatten(1)

@@ -8,30 +8,44 @@ from typing import Any
 
 import torch
 
-from fastrcnn.config import Config
+from fastrcnn.config import Config, ProposalsConfig
 from fastrcnn.detect.detector import Detector
 from fastrcnn.errors import FastRCNNError
+from fastrcnn.images import read_image
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.proposals.dense import find_proposals
 
 from bench.detection import detection_case
 from bench.made import RANKS, Training, compressed, distinct_proposals, made_config, made_network, picture
 from bench.timing import Case, measured
 
 FIVE_SCALES = [480, 576, 688, 864, 1200]  # of SPPnet, in the paper's Table 4, too
+FEWEST = 16  # proposals of a picture: the scale of random layers is taken from every eighth
 WARPED = 64  # proposals that R-CNN is timed on
 STEP = "Fast R-CNN, an iteration of training"
 ITERATIONS = 40_000  # of the paper, section 4.2
 
 
-def systems(rounds: int, small: bool, proposals: int, network: str) -> dict[str, Any]:
+def systems(rounds: int, small: bool, proposals: int, network: str, image: str | None = None) -> dict[str, Any]:
     """Seconds an image, in float32, of the paper's `network`; R-CNN on some of the proposals, and its time multiplied;
-    and the hours that training takes."""
+    and the hours that training takes. Of a made picture, or of the file `image`, with at most as many proposals of
+    selective search; the iteration of training is of made pictures."""
     size, some = (256, 8) if small else (4096, WARPED)
-    part = min(some, proposals)
     with tempfile.TemporaryDirectory() as folder:
-        path, boxes = picture(Path(folder)), distinct_proposals(count=proposals)
-        if len(boxes) < proposals:
-            raise FastRCNNError(f"--proposals: {len(boxes)} of other cells can be made, not {proposals}")
+        if image is None:
+            path, boxes = picture(Path(folder)), distinct_proposals(count=proposals)
+            if len(boxes) < proposals:
+                raise FastRCNNError(f"--proposals: {len(boxes)} of other cells can be made, not {proposals}")
+        else:
+            path = Path(image)
+            boxes = find_proposals(read_image(path), path.stem, ProposalsConfig(max_per_image=proposals))
+            if len(boxes) < FEWEST:
+                raise FastRCNNError(
+                    f"{image}: selective search finds {len(boxes)} proposals in it, at least {FEWEST} are needed; "
+                    "give a picture with more to see"
+                )
+        proposals = len(boxes)
+        part = min(some, proposals)
         make_one = partial(made_network, small, "float32", path, network=network)
         made = partial(make_one, boxes)
         of_part = f"R-CNN, {part} of {proposals} proposals"
@@ -42,8 +56,8 @@ def systems(rounds: int, small: bool, proposals: int, network: str) -> dict[str,
             of_part: partial(make_one, boxes[: 8 * part], roi_features="warp"),
         }
         detectors = {name: Detector(*make(), torch.device("cpu")) for name, make in networks.items()}
-        image = detectors["SPPnet, five scales"].config.image
-        image.test_long_side, image.test_short_side = 2000, FIVE_SCALES
+        sides = detectors["SPPnet, five scales"].config.image
+        sides.test_long_side, sides.test_short_side = 2000, FIVE_SCALES
         cases = {
             name: detection_case(d, path, boxes[:part] if name == of_part else boxes) for name, d in detectors.items()
         }

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from fastrcnn.config_rules import Count, CountOrZero, PathText, Section
+from fastrcnn.config_rules import Count, CountOrZero, PathText, Section, Text
 
 
 class SplitConfig(Section, title="split"):
@@ -66,6 +66,8 @@ class DataSetConfig(Section, title="data set"):
     evaluation searches for them anew."""
     download: bool = False
     """voc: fetch the archive through torchvision when root is absent."""
+    source: Text | None = None
+    """Where the data set comes from, in words: files, address, where to unpack them. Told when it is absent."""
 
     @model_validator(mode="after")
     def _voc_has_a_list(self) -> "DataSetConfig":

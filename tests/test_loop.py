@@ -387,6 +387,14 @@ def test_a_training_set_without_objects_is_an_error_before_training(tree, tmp_pa
     assert not (tmp_path / "run/config.yaml").exists()
 
 
+def test_a_test_set_that_is_absent_is_told_before_training(tree, tmp_path, caplog):
+    """With its source; it stops no run."""
+    absent = {"format": "coco", "root": "elsewhere", "source": "test.zip of our server"}
+    tree["data"]["test"] = [absent]
+    train(config_of(tree, tmp_path / "run", max_iterations=1))
+    assert "data.test: elsewhere: not there; the data set is test.zip of our server; training does" in caplog.text
+
+
 def test_more_objects_than_detections_are_warned_of(tree, tmp_path, caplog):
     tree["test"] = {"max_detections": 1}
     train(config_of(tree, tmp_path / "run", max_iterations=1))

@@ -66,13 +66,13 @@ def here(config: "Config", results: list["Results"]) -> list[str]:
 
 def missing(config: "Config", path: Path) -> list[str]:
     """What is not there yet that this row reads, and where it comes from."""
+    from fastrcnn.annotations.read import absent
     from fastrcnn.model.start import what_to_fetch
 
     lines = [what_to_fetch(config) or ""]
     for dataset in [*config.data.train, *config.data.test]:
-        if not Path(dataset.root).exists():
-            how = "fetched when it is first read" if dataset.download else "unpack it there"
-            lines.append(f"{dataset.root}: {how}")
+        if lacking := absent(dataset):
+            lines.append(lacking)
         elif config.proposals.method != "dense" and dataset.proposals and not Path(dataset.proposals).exists():
             lines.append(f"{dataset.proposals}: {command_line('proposals', shown(path))}")
     return list(dict.fromkeys(filter(None, lines)))

@@ -96,7 +96,8 @@ def read_data_set(
         listing = FORMATS[dataset.format](dataset, data, index)
     except FastRCNNError as e:
         other = recognise(root, dataset.format)
-        raise FastRCNNError(f"{e}; {other}" if other and other not in str(e) else str(e)) from None
+        hints = [hint for hint in (other, _origin(dataset)) if hint and hint not in str(e)]
+        raise FastRCNNError("; ".join([str(e), *hints])) from None
     if listing.problems:
         yield None, listing.problems
     sources = choose(listing.sources, dataset, data)
@@ -112,6 +113,19 @@ def read_data_set(
     if images and not labelled and (other := recognise(root, dataset.format)):
         text = f"no annotation of this format belongs to a picture; {other}"
         yield None, [Problem("another format", root, None, text)]
+
+
+def absent(dataset: DataSetConfig) -> str | None:
+    """Of a data set whose root is not there: a sentence that says so, and how it gets there."""
+    if Path(dataset.root).exists():
+        return None
+    if dataset.download:
+        return f"{dataset.root}: fetched when it is first read"
+    return f"{dataset.root}: not there; {_origin(dataset) or 'unpack it there'}"
+
+
+def _origin(dataset: DataSetConfig) -> str | None:
+    return f"the data set is {dataset.source}" if dataset.source else None
 
 
 def _read(source: Source) -> Found:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastrcnn.annotations.problems import Problem, log_problems, refuse_errors
+from fastrcnn.annotations.read import absent
 from fastrcnn.boxes import TargetStatistics
 from fastrcnn.config import Config, to_dict
 from fastrcnn.data.check_labels import label_findings
@@ -200,6 +201,9 @@ def _refuse_other_data(config: Config, digest: str, ranks: Ranks) -> None:
 
 def _open_data(config: Config, problems: list[Problem]) -> tuple[ImageSet, Survey]:
     """The training set; what is worth a look is logged. Raises FastRCNNError for labels that cannot be trained on."""
+    for dataset in config.data.test:
+        if not dataset.download and (lacking := absent(dataset)):
+            log.warning("data.test: %s; training does without it, an evaluation does not", lacking)
     survey = Survey(config)
     images = open_data(config.data.train, config, problems, survey.add, survey.known)
     survey.keep()

@@ -3,9 +3,9 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, model_validator
 
-from fastrcnn.config_rules import Count, CountOrZero, PathText, Section, Text
+from fastrcnn.config_rules import STORED, Count, CountOrZero, PathText, Section, Text
 
 
 class SplitConfig(Section, title="split"):
@@ -59,8 +59,8 @@ class DataSetConfig(Section, title="data set"):
     yolo: train, val or test, where the set has several. Several names are joined. {part: train, of: [0.8, 0.2]} takes a
     part of all images: which one an image is in depends on what its file holds alone."""
     annotations: PathText | None = None
-    """folder: where the XML files are; coco: the JSON file; yolo: the labels or data.yaml; null: where they usually
-    are, as beside the images."""
+    """voc, folder: where the XML files are; coco: the JSON file; yolo: the labels or data.yaml; null: where they
+    usually are, as beside the images."""
     proposals: PathText | None = None
     """.safetensors of tools/proposals.py, .mat as published, .npz or .json of one's own; null, in data.test alone: each
     evaluation searches for them anew."""
@@ -73,6 +73,12 @@ class DataSetConfig(Section, title="data set"):
     def _voc_has_a_list(self) -> "DataSetConfig":
         rule = "the name of a list in ImageSets/Main, such as trainval"
         self.require(self.format != "voc" or self.split is not None, "split", rule, "format")
+        return self
+
+    @model_validator(mode="after")
+    def _voc_alone_is_fetched(self, info: ValidationInfo) -> "DataSetConfig":
+        allowed = self.format == "voc" or not self.download or info.context == STORED
+        self.require(allowed, "download", "false with another format than voc", "format")
         return self
 
     @property

@@ -86,6 +86,26 @@ def test_missing_pieces_are_named(tmp_path):
     expect_error(lambda: read(dataset), "elsewhere", "no such folder")
 
 
+def test_annotations_of_voc_may_lie_elsewhere(tmp_path):
+    """Corrected ones beside the official ones; a folder that is not there is no set without annotations."""
+    dataset = make_voc(tmp_path, {"a": xml(thing("cat"))})
+    (tmp_path / "corrected").mkdir()
+    (tmp_path / "corrected/a.xml").write_text(xml(thing("dog"), thing("dog")))
+    dataset.annotations = str(tmp_path / "corrected")
+    (record,) = read(dataset)
+    assert record.classes.tolist() == [2, 2] and record.annotation == tmp_path / "corrected/a.xml"
+
+
+@pytest.mark.parametrize("form", ["voc", "folder", "coco", "yolo"])
+def test_annotations_that_are_not_there_are_named(tmp_path, form):
+    make_voc(tmp_path, {"a": xml(thing())})
+    (tmp_path / "JPEGImages/a.txt").write_text("0 0.5 0.5 0.5 0.5")
+    (tmp_path / "JPEGImages/classes.txt").write_text("cat")
+    root, split = (tmp_path, "train") if form == "voc" else (tmp_path / "JPEGImages", None)
+    dataset = DataSetConfig(format=form, root=str(root), split=split, annotations=str(tmp_path / "labbels"))
+    expect_error(lambda: read(dataset), tmp_path / "labbels", "no such f", "check `annotations`")
+
+
 def test_an_unreadable_image_is_named(tmp_path):
     dataset = make_voc(tmp_path, {"a": xml()})
     (tmp_path / "JPEGImages" / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0")

@@ -392,7 +392,7 @@ def test_a_test_set_that_is_absent_is_told_before_training(tree, tmp_path, caplo
     absent = {"format": "coco", "root": "elsewhere", "source": "test.zip of our server"}
     tree["data"]["test"] = [absent]
     train(config_of(tree, tmp_path / "run", max_iterations=1))
-    assert "data.test: elsewhere: not there; the data set is test.zip of our server; training does" in caplog.text
+    assert "data.test: elsewhere: not there; it comes from test.zip of our server; training does" in caplog.text
 
 
 def test_more_objects_than_detections_are_warned_of(tree, tmp_path, caplog):

@@ -100,7 +100,7 @@ def test_training_says_first_what_is_missing(path, monkeypatch, tmp_path):
     with pytest.raises(FastRCNNError, match=re.escape(wanted)) as raised:
         train(config)
     source = config.data.train[0].source
-    assert wanted == config.model.weights or not source or f"the data set is {source}" in str(raised.value)
+    assert wanted == config.model.weights or not source or f"it comes from {source}" in str(raised.value)
 
 
 @pytest.mark.parametrize("path", [*PAPER, *sorted((REPO / "configs").glob("*.yaml"))], ids=lambda path: path.stem)
@@ -131,7 +131,7 @@ def test_what_was_run_is_read_from_results_and_what_is_missing_is_said(tmp_path,
     assert re.search(r"here 62\.5 on data/VOCdevkit/VOC2007 val \(runs.mine.results\); with .*=31000", block)
     assert "data.test" in block and "missing: data/VOCdevkit/VOC2007: fetched when" in block
     assert out.count("here ") == 1
-    assert "missing: data/coco/train2014: not there; the data set is train2014.zip and " in out
+    assert "missing: data/coco/annotations/instances_train2014.json: not there; it comes from train2014.zip and " in out
     assert (
         "missing: model.weights: data/weights/caffenet.safetensors is not there" in out
         and "tools/import_weights.py" in out

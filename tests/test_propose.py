@@ -56,6 +56,14 @@ def test_a_test_set_that_names_no_proposals_is_left_to_evaluation(tree, caplog):
     assert "test): names no file of proposals, and is searched when it is evaluated" in caplog.text
 
 
+def test_a_set_that_is_absent_is_told_before_another_is_fetched(tree, monkeypatch):
+    tree["data"]["train"] = [{"root": "VOC2007", "split": "train", "proposals": "p.safetensors", "download": True}]
+    tree["data"]["test"] = [{"root": "VOC2010", "split": "test", "proposals": "q.safetensors", "source": "our server"}]
+    monkeypatch.setattr("fastrcnn.annotations.layouts.download_voc", lambda *_: pytest.fail("fetched"))
+    with pytest.raises(FastRCNNError, match=r"data\.test\.0: VOC2010: not there; it comes from our server; or .*=\[\]"):
+        next(propose(configs.from_dict(tree)))
+
+
 def test_parts_of_proposals_that_are_only_read_are_refused(tree):
     with pytest.raises(FastRCNNError, match="no data set has a .safetensors file of proposals"):
         propose_part(configs.from_dict(tree), Part(1, 2))

@@ -6,7 +6,7 @@ import pytest
 from made_annotations import expect_error, kinds_of, make_folder, make_voc, read, thing, xml
 from PIL import Image
 
-from fastrcnn.annotations.read import image_paths, part_of, read_data_set, read_data_sets, read_each_data_set
+from fastrcnn.annotations.read import absent, image_paths, part_of, read_data_set, read_data_sets, read_each_data_set
 from fastrcnn.annotations.records import class_index
 from fastrcnn.config_data import DataConfig, DataSetConfig, SplitConfig
 from fastrcnn.errors import FastRCNNError
@@ -185,3 +185,16 @@ def test_a_file_that_is_listed_in_two_sets_is_an_error(tmp_path):
     dataset = make_voc(tmp_path, {"a": xml()})
     message = expect_error(lambda: read([dataset, dataset]), "a.jpg", "listed twice", "leave it out of one list")
     assert "rename" not in message
+
+
+def test_a_set_is_absent_where_the_file_that_names_its_pictures_is(tmp_path):
+    """Or, without such a file, its root; what is fetched says so."""
+    draw(tmp_path, 1)
+    file, elsewhere = str(tmp_path / "instances_all.json"), str(tmp_path / "elsewhere")
+    assert absent(DataSetConfig(format="coco", root=elsewhere, annotations=file)) is None
+    assert absent(DataSetConfig(format="folder", root=str(tmp_path), annotations=elsewhere)) is None
+    missing = DataSetConfig(format="yolo", root=str(tmp_path), annotations=elsewhere, source="a.zip of the moon")
+    assert absent(missing) == f"{elsewhere}: not there; it comes from a.zip of the moon"
+    assert "elsewhere: fetched" in absent(DataSetConfig(root=elsewhere, split="val", download=True))
+    assert "elsewhere: not there; put it" in absent(DataSetConfig(format="folder", root=elsewhere))
+    expect_error(lambda: read(missing), "elsewhere", "; it comes from a.zip of the moon")

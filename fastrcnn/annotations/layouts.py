@@ -40,12 +40,14 @@ class Layout:
 def list_files(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) -> Listing:
     """The images of VOC's layout and of folders, in the order of their list, else by name.
 
-    Raises FastRCNNError when the folder or the list is missing, or no picture is there.
+    Raises FastRCNNError when a folder or the list is missing, or no picture is there.
     """
     layout = _layout(dataset)
     for listing in layout.listings:
         if dataset.download and not listing.exists():
             download_voc(Path(dataset.root), listing.stem)
+    if dataset.annotations and not layout.annotations.is_dir():
+        raise FastRCNNError(f"{layout.annotations}: no such folder; check `annotations` of the data set")
     below = files_below(layout.images)
     names = [name for name in below if is_picture(name)]
     if not names:
@@ -70,11 +72,12 @@ def list_files(dataset: DataSetConfig, data: DataConfig, index: dict[str, int]) 
 
 
 def _layout(dataset: DataSetConfig) -> Layout:
-    root = Path(dataset.root)
-    if dataset.format == "voc":
+    root, voc = Path(dataset.root), dataset.format == "voc"
+    annotations = Path(dataset.annotations or (root / "Annotations" if voc else root))
+    if voc:
         listings = tuple(root / "ImageSets" / "Main" / f"{name}.txt" for name in dataset.split_names)
-        return Layout(root / "JPEGImages", root / "Annotations", listings, voc=True)
-    return Layout(root, Path(dataset.annotations or dataset.root), tuple(map(Path, dataset.split_names)), voc=False)
+        return Layout(root / "JPEGImages", annotations, listings, voc=True)
+    return Layout(root, annotations, tuple(map(Path, dataset.split_names)), voc=False)
 
 
 def _xml_files(layout: Layout, below_images: list[str]) -> list[str]:

@@ -116,16 +116,21 @@ def read_data_set(
 
 
 def absent(dataset: DataSetConfig) -> str | None:
-    """Of a data set whose root is not there: a sentence that says so, and how it gets there."""
-    if Path(dataset.root).exists():
+    """Of a data set that is not there: a sentence that says so, and how it gets there.
+
+    A file of coco or yolo may name pictures anywhere: where there is one, root need not exist.
+    """
+    given = dataset.annotations if dataset.format in ("coco", "yolo") else None
+    needed = Path(given or dataset.root)
+    if needed.exists():
         return None
     if dataset.download:
-        return f"{dataset.root}: fetched when it is first read"
-    return f"{dataset.root}: not there; {_origin(dataset) or 'unpack it there'}"
+        return f"{needed}: fetched when it is first read"
+    return f"{needed}: not there; {_origin(dataset) or 'put it there, or check the configuration'}"
 
 
 def _origin(dataset: DataSetConfig) -> str | None:
-    return f"the data set is {dataset.source}" if dataset.source else None
+    return f"it comes from {dataset.source}" if dataset.source else None
 
 
 def _read(source: Source) -> Found:

@@ -40,9 +40,12 @@ class Names:
 def find_names(dataset: DataSetConfig) -> Names:
     """`annotations` if that is a file, else the data.yaml or file of names in or near the root or the labels.
 
-    Raises FastRCNNError when there is none, several data.yaml, or one that cannot be read.
+    Raises FastRCNNError when there is none, several data.yaml, or one that cannot be read, and for `annotations` that
+    are not there.
     """
     root, given = Path(dataset.root), Path(dataset.annotations or dataset.root)
+    if dataset.annotations and not given.exists():
+        raise FastRCNNError(f"{given}: no such file or folder; check `annotations` of the data set")
     if given.is_file():
         if given.suffix.lower() not in (".yaml", ".yml"):
             return _read_names(given)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from fastrcnn.annotations.problems import Problem, refuse_errors
-from fastrcnn.annotations.read import distinct_ids, read_data_sets
+from fastrcnn.annotations.read import absent, distinct_ids, read_data_sets
 from fastrcnn.annotations.records import ImageRecord
 from fastrcnn.config import Config
 from fastrcnn.config_data import PARTS, DataSetConfig
@@ -124,6 +124,7 @@ def _sets_by_file(config: Config) -> dict[str, list[ReadSet]]:
     by_path = defaultdict(list)
     labelled: list[ImageRecord] = []
     left_out: list[Problem] = []
+    _refuse_absent(config)
     for part in PARTS:
         for i, dataset in enumerate(getattr(config.data, part)):
             key = f"data.{part}.{i}"
@@ -144,3 +145,13 @@ def _sets_by_file(config: Config) -> dict[str, list[ReadSet]]:
     nothing = nothing_labelled("train", labelled, left_out, config.classes)
     refuse_errors([nothing] if nothing else [])
     return by_path
+
+
+def _refuse_absent(config: Config) -> None:
+    """Before another set is fetched."""
+    for part in PARTS:
+        for i, dataset in enumerate(getattr(config.data, part)):
+            lacking = absent(dataset)
+            if lacking and not dataset.download and config.proposals.source(dataset.proposals):
+                without = "; or do without it: data.test=[]" if part == "test" else ""
+                raise FastRCNNError(f"data.{part}.{i}: {lacking}{without}")

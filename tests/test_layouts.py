@@ -102,8 +102,8 @@ def test_annotations_that_are_not_there_are_named(tmp_path, form):
     (tmp_path / "JPEGImages/a.txt").write_text("0 0.5 0.5 0.5 0.5")
     (tmp_path / "JPEGImages/classes.txt").write_text("cat")
     root, split = (tmp_path, "train") if form == "voc" else (tmp_path / "JPEGImages", None)
-    dataset = DataSetConfig(format=form, root=str(root), split=split, annotations=str(tmp_path / "labbels"))
-    expect_error(lambda: read(dataset), tmp_path / "labbels", "no such f", "check `annotations`")
+    dataset = DataSetConfig(format=form, root=str(root), split=split, annotations=str(tmp_path / "nowhere"))
+    expect_error(lambda: read(dataset), tmp_path / "nowhere", "no such f", "check `annotations`")
 
 
 def test_an_unreadable_image_is_named(tmp_path):

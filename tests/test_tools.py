@@ -1,6 +1,7 @@
 """Every tool as its user runs it, end to end on a small made set."""
 
 import json
+import os
 import platform
 import runpy
 import signal
@@ -276,3 +277,15 @@ def test_kept_memory_is_not_asked_for_again():
         return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
     assert pages("keep") * 10 < pages("give back")
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "0"), ({"GOMP_SPINCOUNT": "9"}, "9"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_threads_wait_asleep_unless_the_user_says_otherwise(given, spins):
+    """How much that gives beside another program is in the experiment log."""
+    code = "import os, sys; sys.path.insert(0, sys.argv[1]); import _common; print(os.environ.get('GOMP_SPINCOUNT'))"
+    free = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    words = [sys.executable, "-c", code, str(REPO / "tools")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=free | given)
+    assert done.stdout.strip() == spins

@@ -3,9 +3,9 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from fastrcnn.config_rules import STORED, Count, CountOrZero, PathText, Section, Text
+from fastrcnn.config_rules import Count, CountOrZero, PathText, Section, Text
 
 
 class SplitConfig(Section, title="split"):
@@ -73,12 +73,6 @@ class DataSetConfig(Section, title="data set"):
     def _voc_has_a_list(self) -> "DataSetConfig":
         rule = "the name of a list in ImageSets/Main, such as trainval"
         self.require(self.format != "voc" or self.split is not None, "split", rule, "format")
-        return self
-
-    @model_validator(mode="after")
-    def _voc_alone_is_fetched(self, info: ValidationInfo) -> "DataSetConfig":
-        allowed = self.format == "voc" or not self.download or info.context == STORED
-        self.require(allowed, "download", "false with another format than voc", "format")
         return self
 
     @property

@@ -252,14 +252,6 @@ def test_stored_paths_are_as_they_are():
     assert config.output == "$NOT_SET_X/~"
 
 
-def test_only_voc_is_fetched(tmp_path):
-    """Weights of before this rule are read."""
-    data = {"train": [{"format": "folder", "root": "mine", "download": True}]}
-    sentence = "data.train.0.download is True; it must be false with another format than voc"
-    assert sentence in refused(write(tmp_path, classes=["a"], data=data))
-    assert configs.from_dict({"classes": ["a"], "data": data}).data.train[0].download
-
-
 def test_a_run_named_with_a_dollar_has_its_own_folder(tmp_path):
     assert load(write(tmp_path, "a$b.yaml", classes=["a"])).output == "runs/a$b"
 

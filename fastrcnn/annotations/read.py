@@ -124,7 +124,7 @@ def absent(dataset: DataSetConfig) -> str | None:
     needed = Path(given or dataset.root)
     if needed.exists():
         return None
-    if dataset.download:
+    if dataset.download and dataset.format == "voc":
         return f"{needed}: fetched when it is first read"
     return f"{needed}: not there; {_origin(dataset) or 'put it there, or check the configuration'}"
 

@@ -42,7 +42,7 @@ def systems(rounds: int, small: bool, proposals: int, network: str, image: str |
             if len(boxes) < FEWEST:
                 raise FastRCNNError(
                     f"{image}: selective search finds {len(boxes)} proposals in it, at least {FEWEST} are needed; "
-                    "give a picture with more to see"
+                    "give a picture with more to see, or a larger --proposals"
                 )
         proposals = len(boxes)
         part = min(some, proposals)
